@@ -1,0 +1,130 @@
+"""Rewards and KLs of policies, with their standard errors.
+
+KL(p‖q) is in nats per completion: completions are sampled from p, at each of their tokens the
+exact KL over the whole vocabulary is taken, and these are summed over the completion (the
+Rao-Blackwellised estimate: never negative, far less noisy than the sampled log-ratio). Always
+float32.
+Both policies of a pair answer the same prompts with the same random numbers, so equal policies give
+equal completions, and the difference of their rewards is a paired one.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from warp_core.config import WarpConfig
+from warp_core.rollout import Rollout, completion_logits, encode_prompts, end_token, sample
+from warp_core.train import Reward
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Completions:
+    """What a policy answered to the evaluation prompts."""
+
+    rollouts: list[Rollout]
+    texts: list[str]
+    rewards: list[float]
+
+
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reward: Reward,
+    prompts: Sequence[str],
+    config: WarpConfig,
+) -> Completions:
+    """One completion and its reward for each prompt."""
+    rollouts: list[Rollout] = []
+    for start in range(0, len(prompts), BATCH):
+        # A seed for each batch: how long one lasts must not change what the next one draws.
+        generator = torch.Generator(model.device).manual_seed(config.seed + 1_000_003 * (start + 1))
+        batch = encode_prompts(tokenizer, prompts[start : start + BATCH], model.device)
+        rollouts.append(sample(model, *batch, config.max_new_tokens, end_token(tokenizer),
+                               generator, config.temperature))  # fmt: skip
+    texts = [text for rollout in rollouts for text in rollout.texts(tokenizer)]
+    rewards = reward([p + t for p, t in zip(prompts, texts, strict=True)])
+    if not torch.isfinite(rewards).all():
+        raise FloatingPointError("evaluation: a reward is not finite; look at the reward model")
+    return Completions(rollouts, texts, rewards.tolist())
+
+
+def sequence_kl(logits_p: Tensor, logits_q: Tensor, mask: Tensor) -> Tensor:
+    """KL(p‖q) summed over each completion: (B,) nats, float32.
+
+    Args:
+        logits_p, logits_q: (B, N, V), of both policies along the same completions, drawn from p.
+        mask: (B, N) bool, which tokens belong to the completion.
+    """
+    logp = torch.log_softmax(logits_p.float(), dim=-1)
+    logq = torch.log_softmax(logits_q.float(), dim=-1)
+    kl = (logp.exp() * (logp - logq)).sum(dim=-1)  # (B, N)
+    return kl.masked_fill(~mask, 0.0).sum(dim=1)
+
+
+@torch.no_grad()
+def policy_kl(
+    p: PreTrainedModel, q: PreTrainedModel, of_p: Completions, config: WarpConfig
+) -> list[float]:
+    """KL(p‖q) of each evaluation prompt, nats per completion."""
+    kls: list[float] = []
+    for rollout in of_p.rollouts:
+        logits_p = completion_logits(p, rollout, config.temperature)  # (B, N, V)
+        logits_q = completion_logits(q, rollout, config.temperature)
+        kls += sequence_kl(logits_p, logits_q, rollout.completion_mask).tolist()
+    if not all(map(math.isfinite, kls)):
+        raise FloatingPointError("evaluation: a KL is not finite; the policy's logits overflow")
+    return kls
+
+
+def evaluate_pair(
+    sft: PreTrainedModel,
+    warp: PreTrainedModel,
+    of_sft: Completions,
+    of_warp: Completions,
+    config: WarpConfig,
+) -> dict[str, Any]:
+    """Rewards and KLs of two policies that answered the same prompts.
+
+    Returns sft_reward, warp_reward, reward_difference (warp − sft, paired by prompt), kl_sft_warp
+    and kl_warp_sft, each as `estimate` gives it, and the `text_statistics` of both.
+    """
+    return {
+        "sft_reward": estimate(of_sft.rewards),
+        "warp_reward": estimate(of_warp.rewards),
+        "reward_difference": estimate(np.subtract(of_warp.rewards, of_sft.rewards)),
+        "kl_sft_warp": estimate(policy_kl(sft, warp, of_sft, config)),
+        "kl_warp_sft": estimate(policy_kl(warp, sft, of_warp, config)),
+        "text": {"sft": text_statistics(of_sft.texts), "warp": text_statistics(of_warp.texts)},
+    }
+
+
+def estimate(values: Sequence[float] | np.ndarray) -> dict[str, float | int]:
+    """Mean, its standard error (of independent values), and their number n ≥ 2."""
+    n = len(values)
+    return {"mean": float(np.mean(values)), "stderr": float(np.std(values, ddof=1) / math.sqrt(n)),
+            "n": n}  # fmt: skip
+
+
+def text_statistics(texts: Sequence[str]) -> dict[str, float]:
+    """What a reward does not see of a collapse; all shares lie from 0 to 1.
+
+    Returns:
+        words: mean number of words; repetition: share of a text's words that it already used,
+        mean over texts; distinct: share of different texts; empty: share of texts without a word.
+    """
+    words = [text.lower().split() for text in texts]
+    repetition = [1 - len(set(w)) / len(w) for w in words if w]
+    return {
+        "words": float(np.mean([len(w) for w in words])),
+        "repetition": float(np.mean(repetition)) if repetition else 0.0,
+        "distinct": len(set(texts)) / len(texts),
+        "empty": sum(not w for w in words) / len(words),
+    }

@@ -1,0 +1,164 @@
+"""Load and save a policy or the classifier behind a reward model.
+
+A policy is any causal LM that transformers' Auto classes load: from an asset, a GGUF file, a local
+folder or a hub id. Weights are read and written as safetensors (or GGUF) alone, never pickles, and
+no code that comes with a model is run. Everything is float32, and dropout is off: the policy that
+is sampled must be the policy whose gradient is taken.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from warp_core.assets import PREFIX, asset_path, cache_dir
+from warp_core.config import ConfigError
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+def best_device() -> torch.device:
+    """CUDA if it is there, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_policy(spec: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The policy and its tokenizer (padding on the left), float32, on `best_device()`.
+
+    Args:
+        spec: `asset:NAME`, the path of a `.gguf` file, a local folder, or a hub id.
+
+    Raises:
+        ConfigError: there is no such model, it is no causal LM, or it has no tokenizer.
+    """
+    source = spec
+    if spec.startswith(PREFIX):
+        source = str(asset_path(spec) / "model.gguf")
+    if source.endswith(".gguf"):
+        source = str(_converted(Path(source)))
+    tokenizer = _load(AutoTokenizer, source, "policy", "a tokenizer")
+    model = _load(AutoModelForCausalLM, source, "policy", "a causal language model",
+                  dtype=torch.float32, use_safetensors=True)  # fmt: skip
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"policy: {spec!r} given; its tokenizer names no end-of-text token")
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise ConfigError(
+            f"policy: {spec!r} given; its tokenizer knows {len(tokenizer)} tokens, its model only "
+            f"{model.get_input_embeddings().num_embeddings}: they do not belong together"
+        )
+    return model.to(best_device()).eval(), tokenizer
+
+
+def load_classifier(
+    spec: str, labels: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence classifier and its tokenizer, float32, on `best_device()`.
+
+    Args:
+        spec: `asset:NAME`, a local folder, or a hub id.
+        labels: size of a new head, for a body that is to be trained; None: the head it has.
+
+    Raises:
+        ConfigError: there is no such model, it has no classification head, or no tokenizer.
+    """
+    source = str(asset_path(spec)) if spec.startswith(PREFIX) else spec
+    tokenizer = _load(AutoTokenizer, source, "reward_model", "a tokenizer")
+    head: dict[str, Any] = {} if labels is None else {"num_labels": labels}
+    model, info = _load(AutoModelForSequenceClassification, source, "reward_model",
+                        "a sequence classifier", dtype=torch.float32, use_safetensors=True,
+                        output_loading_info=True, **head)  # fmt: skip
+    if labels is None and info["missing_keys"]:
+        raise ConfigError(
+            f"reward_model: {spec!r} given; it is no trained classifier, weights are missing: "
+            f"{', '.join(sorted(info['missing_keys']))[:200]}"
+        )
+    return model.to(best_device()).eval(), tokenizer
+
+
+def _load(auto: Any, source: str, key: str, what: str, **options: Any) -> Any:
+    folder = Path(source)
+    if source.startswith((".", "/", "~", "runs/")) and not folder.is_dir():
+        raise ConfigError(f"{key}: {source!r} given; there is no such folder")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ConfigError(f"{key}: {source!r} given; the folder has no config.json")
+    try:
+        return auto.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ConfigError(
+            f"{key}: {source!r} given; cannot load {what} from it: {str(error)[:600]}"
+        ) from error
+
+
+def _converted(gguf: Path) -> Path:
+    """The GGUF file as a float32 safetensors folder in the cache, made once a content."""
+    if not gguf.is_file():
+        raise ConfigError(f"policy: {str(gguf)!r} given; there is no such file")
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    folder = cache_dir() / "converted" / digest[:32]
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.is_dir():
+                where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+                tokenizer = AutoTokenizer.from_pretrained(**where)
+                model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+                # It is float32 now: what the config says of GGUF's quantisation no longer holds.
+                delattr(model.config, "quantization_config")
+                save_policy(model, tokenizer, folder)
+    return folder
+
+
+def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """θ: the model's parameters by name, tied ones once; the tensors themselves, no copies."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@torch.no_grad()
+def set_weights(model: PreTrainedModel, theta: Mapping[str, Tensor]) -> None:
+    """Copy θ into the model, name by name; raises KeyError where a name is missing."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(theta[name])
+
+
+def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a folder that `from_pretrained` reads; it appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        staging = Path(temporary) / "model"
+        staging.mkdir()
+        theta = {name: tensor.cpu().contiguous() for name, tensor in weights_of(model).items()}
+        save_file(theta, staging / WEIGHTS_FILE, metadata={"format": "pt"})
+        model.config.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        staging.rename(folder)
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """θ of a folder that `save_policy` wrote, on the CPU."""
+    return load_file(folder / WEIGHTS_FILE)
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """sha256 of all weights: equal for equal models, wherever they were loaded from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()

@@ -1,0 +1,408 @@
+"""Tables and sentences of the report, in Russian, made from what a run measured.
+
+A conclusion is computed: it says what the numbers and their errors allow, and no more.
+"""
+
+import html
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from warp_core.config import WarpConfig
+
+MOVED_NATS = 0.01  # a smaller KL is no movement: 1 % of a nat in a whole completion
+FAR_NATS = 30.0  # more than a nat a token of a completion of 24
+SIGNIFICANT = 2.0  # standard errors
+ALMOST = 0.1  # of a curve's range: two curves closer than this almost coincide
+REPETITION_COLLAPSED = 0.5  # share of a text's words that it had already used
+DISTINCT_COLLAPSED = 0.5  # share of different completions
+EMPTY_COLLAPSED = 0.5  # share of completions without a word
+
+QUANTITIES = {
+    "sft_reward": "Средняя награда SFT-модели, баллы",
+    "warp_reward": "Средняя награда WARP-модели, баллы",
+    "reward_difference": "Разность наград WARP − SFT (попарно), баллы",
+    "kl_sft_warp": "KL(sft‖warp), нат на ответ",
+    "kl_warp_sft": "KL(warp‖sft), нат на ответ",
+}
+# What the seed report measured.
+SEED_FIGURES = {
+    "experiment_1": (0.0438411, 0.0438411, 0.00000, 0.00000),
+    "experiment_2": (0.0438411, 0.0438410, 0.02546, 0.02410),
+    "experiment_3": (0.0438411, 0.0438404, 89.02149, 100.29043),
+    "experiment_4": (0.0438413, 0.0438342, 33.56183, 30.76847),
+}
+SEED_COLUMNS = ("sft_reward", "warp_reward", "kl_sft_warp", "kl_warp_sft")
+
+
+def number(value: float, error: float | None = None) -> str:
+    """A number with as many places as its error allows (two digits of it); decimal comma."""
+    if error is None:
+        places = 2 if abs(value) >= 1 else 4
+    elif error == 0 or not math.isfinite(error):
+        places = 0 if value == 0 else 4
+    else:
+        places = max(0, 1 - math.floor(math.log10(error)))
+    text = f"{value:.1e}" if places > 6 else f"{value:.{places}f}"
+    return text.replace("-", "−").replace(".", ",")
+
+
+def estimate_text(estimate: Mapping[str, float]) -> str:
+    """«1,86 ± 0,15»: mean and standard error."""
+    mean, error = estimate["mean"], estimate["stderr"]
+    return f"{number(mean, error)} ± {number(error, error)}"
+
+
+def results_table(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """The four quantities and the paired difference: mean ± standard error, n."""
+    rows = [
+        (name, estimate_text(summary[key]), summary[key]["n"]) for key, name in QUANTITIES.items()
+    ]
+    return pd.DataFrame(rows, columns=["Величина", "Среднее ± ст. ошибка", "n"])
+
+
+def text_table(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """What the completions look like: length, repetition, diversity, of both policies."""
+    names = {"words": "Слов в ответе", "repetition": "Доля повторённых слов",
+             "distinct": "Доля различных ответов", "empty": "Доля пустых ответов"}  # fmt: skip
+    rows = [(name, *(number(summary["text"][p][key]) for p in ("sft", "warp")))
+            for key, name in names.items()]  # fmt: skip
+    return pd.DataFrame(rows, columns=["Свойство текста", "SFT", "WARP"])
+
+
+def parameters_table(config: WarpConfig) -> pd.DataFrame:
+    """The parameters that the reader wants to see, with the paper's letters."""
+    c = config
+    rows = [
+        ("Итераций I", c.iterations), ("Запусков в итерации M", c.runs),
+        ("Шагов в запуске T", c.steps), ("Вес KL β", f"{c.beta:g}"), ("Скорость якоря μ", f"{c.mu:g}"),
+        ("LITI η", f"{c.eta:g}"), ("Adam, lr", f"{c.lr:g}"),
+        ("Линейный прогрев, шагов", c.warmup_steps or "нет"), ("Размер батча", c.batch_size),
+        ("Новых токенов, не более", c.max_new_tokens),
+        ("Базовая линия", {"none": "нет", "loo": "leave-one-out"}[c.baseline]),
+        ("Якорь", {"ema": "EMA политики", "sft": "SFT-модель"}[c.anchor]),
+        ("Зерно запусков", "одно на всех" if c.shared_run_seed else "у каждого своё"),
+        ("Точность обучения", c.precision),
+    ]  # fmt: skip
+    return pd.DataFrame(
+        [(k, str(v).replace(".", ",")) for k, v in rows], columns=["Параметр", "Значение"]
+    )
+
+
+def samples_html(samples: Sequence[Mapping[str, Any]], count: int = 5) -> str:
+    """Completions of both policies side by side, as text: nothing in them becomes markup."""
+
+    def cell(prompt: str, completion: str, reward: float) -> str:
+        return (f"<td><b>{html.escape(prompt)}</b>{html.escape(completion)}</td>"
+                f"<td>{number(reward, 0.1)}</td>")  # fmt: skip
+
+    rows = "".join(
+        f"<tr>{cell(s['prompt'], s['sft'], s['sft_reward'])}"
+        f"{cell(s['prompt'], s['warp'], s['warp_reward'])}</tr>\n"
+        for s in samples[:count]
+    )
+    head = "<th>SFT-модель</th><th>Награда</th><th>WARP-модель</th><th>Награда</th>"
+    return f'<table class="samples"><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>'
+
+
+def angle_rows(angles: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Angles between task vectors over all groups and pairs of runs, a row an iteration."""
+    rows = []
+    for i, groups in enumerate(angles, start=1):
+        known = [
+            m[a][b]
+            for m in groups.values()
+            for a in range(len(m))
+            for b in range(a)
+            if m[a][b] is not None
+        ]
+        row = (
+            [
+                f"{v:.1f}".replace(".", ",")
+                for v in (min(known), sum(known) / len(known), max(known))
+            ]
+            if known
+            else ["—"] * 3
+        )
+        rows.append((i, len(groups), *row))
+    return pd.DataFrame(
+        rows,
+        columns=["Итерация", "Групп тензоров", "Наименьший угол, °", "Средний, °", "Наибольший, °"],
+    )
+
+
+def conclusion(summary: Mapping[str, Any], metrics: pd.DataFrame, config: WarpConfig) -> list[str]:
+    """Russian sentences: did it move, did the curves coincide, did the reward change, is it text."""
+    return [
+        _movement(summary), *_coincidence(metrics, config), _reward(summary), _collapse(summary),
+        _next_step(summary),
+    ]  # fmt: skip
+
+
+def has_moved(summary: Mapping[str, Any]) -> bool:
+    """Whether the KL says that the policy is another one than θ_sft."""
+    return max(summary[k]["mean"] for k in ("kl_sft_warp", "kl_warp_sft")) >= MOVED_NATS
+
+
+def has_collapsed(summary: Mapping[str, Any]) -> bool:
+    """Whether the completions are repetitive, all the same, or empty."""
+    text = summary["text"]["warp"]
+    return (
+        text["repetition"] > REPETITION_COLLAPSED
+        or text["distinct"] < DISTINCT_COLLAPSED
+        or text["empty"] > EMPTY_COLLAPSED
+    )
+
+
+def reward_change(summary: Mapping[str, Any]) -> int:
+    """1 or −1 where the paired difference is beyond two standard errors, else 0."""
+    difference = summary["reward_difference"]
+    if abs(difference["mean"]) <= SIGNIFICANT * difference["stderr"]:
+        return 0
+    return 1 if difference["mean"] > 0 else -1
+
+
+def _movement(summary: Mapping[str, Any]) -> str:
+    kls = (f"KL(sft‖warp) = {estimate_text(summary['kl_sft_warp'])}, "
+           f"KL(warp‖sft) = {estimate_text(summary['kl_warp_sft'])} нат на ответ")  # fmt: skip
+    if not has_moved(summary):
+        return f"Модель практически не сдвинулась: {kls}."
+    if max(summary[k]["mean"] for k in ("kl_sft_warp", "kl_warp_sft")) > FAR_NATS:
+        return f"Модель ушла от SFT-модели очень далеко: {kls}."
+    return f"Модель сдвинулась: {kls}."
+
+
+def _coincidence(metrics: pd.DataFrame, config: WarpConfig) -> list[str]:
+    curves = metrics.sort_values(["iteration", "run", "step"])["objective"].to_numpy()
+    curves = curves.reshape(config.iterations, config.runs, config.steps)  # (I, M, T)
+    seeds = "зерно у запусков одно" if config.shared_run_seed else "у каждого запуска своё зерно"
+    sentences = []
+    if config.runs > 1:
+        gap = float(np.ptp(curves, axis=1).max())
+        if gap == 0:
+            sentences.append(f"Кривые запусков внутри каждой итерации совпали полностью: {seeds}.")
+        else:
+            sentences.append(
+                "Кривые запусков внутри итерации различаются, наибольшее расхождение "
+                f"{number(gap)} балла: {seeds}."
+            )
+    if config.iterations > 1 and config.shared_run_seed:
+        gap = float(np.ptp(curves[:, 0], axis=0).max())
+        spread = float(np.ptp(curves[0, 0]))
+        how = "почти совпали" if gap < ALMOST * spread else "различаются"
+        sentences.append(
+            f"Кривые разных итераций {how}: наибольшее расхождение {number(gap)} балла при размахе "
+            f"{number(spread)} балла вдоль кривой."
+        )
+    return sentences
+
+
+def _reward(summary: Mapping[str, Any]) -> str:
+    difference = estimate_text(summary["reward_difference"])
+    direction = reward_change(summary)
+    if direction == 0:
+        return f"Награда не изменилась в пределах двух ошибок: разность {difference} балла."
+    verb = "выросла" if direction > 0 else "упала"
+    return f"Награда {verb} больше чем на две ошибки: разность {difference} балла."
+
+
+def _collapse(summary: Mapping[str, Any]) -> str:
+    sft, warp = summary["text"]["sft"], summary["text"]["warp"]
+    facts = (f"доля повторённых слов {number(warp['repetition'])} (у SFT-модели "
+             f"{number(sft['repetition'])}), различных ответов {number(warp['distinct'])} "
+             f"(у SFT-модели {number(sft['distinct'])})")  # fmt: skip
+    if has_collapsed(summary):
+        return f"Текст выродился, награде здесь верить нельзя: {facts}."
+    return f"Текст не выродился: {facts}."
+
+
+def _next_step(summary: Mapping[str, Any]) -> str:
+    if has_collapsed(summary) or summary["kl_warp_sft"]["mean"] > FAR_NATS:
+        return "Вывод: шаг слишком велик, lr нужно уменьшить."
+    if not has_moved(summary):
+        return "Вывод: шаг слишком мал, чтобы за T шагов что-то выучить; нужен больший lr."
+    if reward_change(summary) == 0:
+        return "Вывод: сдвиг есть, но на награде он не виден; нужен больший шаг или больше шагов."
+    if reward_change(summary) < 0:
+        return "Вывод: сдвиг есть, но в худшую сторону; нужно менять шаг или снижать шум градиента."
+    return "Вывод: обучение идёт, текст цел; следующий шаг – больше T с прогревом до этого lr."
+
+
+def seed_comparison(summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Ours beside the seed report's figures, a row an experiment and quantity."""
+    rows = [
+        (name.removeprefix("experiment_"), QUANTITIES[key].split(",")[0], number(theirs, 1e-5),
+         estimate_text(summaries[name][key]))
+        for name, figures in SEED_FIGURES.items() if name in summaries
+        for key, theirs in zip(SEED_COLUMNS, figures, strict=True)
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["Эксперимент", "Величина", "Исходный отчёт", "У нас"])
+
+
+def seed_verdicts(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Each claim of the seed report, and whether our numbers agree."""
+    s = {k.removeprefix("experiment_"): v for k, v in summaries.items()}
+    kl = {k: v["kl_warp_sft"]["mean"] for k, v in s.items()}
+
+    def verdict(agrees: bool, claim: str, ours: str) -> str:
+        return f"**{'Совпадает' if agrees else 'Расходится'}.** {claim} У нас: {ours}."
+
+    def kl_text(k: str) -> str:
+        return f"KL(warp‖sft) = {estimate_text(s[k]['kl_warp_sft'])} нат"
+
+    return [
+        verdict(not has_moved(s["1"]), "В первом эксперименте модель не меняется.", kl_text("1")),
+        verdict(MOVED_NATS / 10 < kl["2"] < 1 and kl["2"] > kl["1"],
+                "Без прогрева модель сдвигается, но едва заметно.", kl_text("2")),
+        verdict(kl["3"] == max(kl.values()) and kl["3"] > FAR_NATS,
+                "При lr = 1e-3 модель уходит дальше всего.", kl_text("3")),
+        verdict(kl["2"] < kl["4"] < kl["3"], "Четвёртый эксперимент лежит между вторым и третьим.",
+                kl_text("4")),
+        verdict(all(abs(s[k]["reward_difference"]["mean"]) < 1e-3 for k in "1234"),
+                "Награда во всех экспериментах одна и та же до пятого знака.",
+                f"в третьем разность с SFT-моделью {estimate_text(s['3']['reward_difference'])}, "
+                f"в четвёртом {estimate_text(s['4']['reward_difference'])} балла"),
+    ]  # fmt: skip
+
+
+def control_verdicts(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What separate seeds change in experiments 1 and 2: the angle between the runs, and the KL."""
+    sentences = []
+    for name in ("experiment_1", "experiment_2"):
+        shared, own = summaries[name], summaries[name + "_control"]
+        angles = [mean_angle(s["angles"][0]) for s in (shared, own)]
+        texts = ["не определён" if a is None else f"{number(a, 1)}°" for a in angles]
+        sentences.append(
+            f"Эксперимент {name[-1]}: средний угол между векторами задач первой итерации при общем "
+            f"зерне – {texts[0]}, при своём у каждого запуска – {texts[1]}; KL(warp‖sft) – "
+            f"{estimate_text(shared['kl_warp_sft'])} и {estimate_text(own['kl_warp_sft'])} нат на ответ."
+        )
+    if all((mean_angle(summaries[f"experiment_{k}"]["angles"][0]) or 0.0) < 1 for k in (1, 2)):
+        sentences.append(
+            "При общем зерне запуски совпадают, потому что делают одни и те же вычисления, и большее "
+            "T этого не меняет; со своими зёрнами они расходятся сразу, даже когда почти не движутся."
+        )
+    return sentences
+
+
+def mean_angle(groups: Mapping[str, Any]) -> float | None:
+    """Mean angle between runs over all groups and pairs, degrees; None where nothing moved."""
+    known = [m[a][b] for m in groups.values() for a in range(len(m)) for b in range(a)]
+    known = [angle for angle in known if angle is not None]
+    return sum(known) / len(known) if known else None
+
+
+def has_angles(angles: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any two runs have an angle between them."""
+    return any(mean_angle(groups) is not None for groups in angles)
+
+
+def front_table(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """The points of the front and the RL runs: reward and KL with errors."""
+    rows = [(f"η = {p['eta']:g}".replace(".", ","), p) for p in summary["front"]]
+    rows += [(f"запуск {p['run']}", p) for p in summary["front_runs"]]
+    return pd.DataFrame(
+        [
+            (name, estimate_text(p["reward"]), estimate_text(p["kl"]), p["kl"]["n"])
+            for name, p in rows
+        ],
+        columns=["Точка", "Награда, баллы", "KL(π‖sft), нат на ответ", "n"],
+    )
+
+
+def front_conclusion(summary: Mapping[str, Any]) -> list[str]:
+    """Which η pays, whether KL grows with η, and how the RL runs stand to the front."""
+    front, runs = summary["front"], summary["front_runs"]
+    best = max(front, key=lambda p: p["reward"]["mean"])
+    kls = [p["kl"]["mean"] for p in front]
+    start, end = front[0], front[-1]
+    error = math.hypot(start["reward"]["stderr"], end["reward"]["stderr"])
+    gain = end["reward"]["mean"] - start["reward"]["mean"]
+    grows = all(a <= b for a, b in itertools.pairwise(kls))
+    sentences = [
+        f"KL {'растёт' if grows else 'растёт не монотонно'} с η: от {number(kls[0], 0.01)} до "
+        f"{estimate_text(end['kl'])} нат на ответ. Наибольшая средняя награда "
+        f"{estimate_text(best['reward'])} – при η = {best['eta']:g}.".replace("0.", "0,"),
+        f"От SFT-модели до η = 1 награда меняется на {number(gain, error)} ± {number(error, error)} "
+        f"балла{'' if abs(gain) > SIGNIFICANT * error else ': это в пределах двух ошибок'}.",
+    ]
+    if all(p["reward"] == runs[0]["reward"] and p["kl"] == runs[0]["kl"] for p in runs[1:]):
+        sentences.append(
+            "Точки запусков совпадают друг с другом: при общем зерне это одна и та же политика, "
+            "и слияние здесь ничего не усредняет."
+        )
+    return sentences
+
+
+def reward_table(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """Held-out quality of the reward model."""
+    names = {
+        "accuracy": "Доля верных пар (оценки различаются больше чем на 0,5 балла)",
+        "accuracy_all_pairs": "Доля верных пар (все пары)",
+        "correlation": "Корреляция с оценками людей", "rmse": "Среднеквадратичная ошибка, баллы",
+    }  # fmt: skip
+    rows = [(name, estimate_text(summary[k]), summary[k]["n"]) for k, name in names.items()]
+    return pd.DataFrame(rows, columns=["Величина", "Значение ± ст. ошибка", "n"])
+
+
+def reward_examples(held_out: pd.DataFrame, count: int = 3) -> pd.DataFrame:
+    """The held-out texts of lowest, middle and highest score."""
+    ordered = held_out.sort_values("score")
+    middle = len(ordered) // 2
+    rows = pd.concat([ordered[:count], ordered[middle : middle + count], ordered[-count:]])
+    return pd.DataFrame({
+        "Предложение": rows["text"],
+        "Оценка людей": [number(v, 0.1) for v in rows["rating"]],
+        "Награда": [number(v, 0.1) for v in rows["score"]],
+    })  # fmt: skip
+
+
+def reproduction_table(
+    meta: Mapping[str, Any], summaries: Mapping[str, Mapping[str, Any]]
+) -> pd.DataFrame:
+    """Versions, commit, device and time."""
+    minutes = sum(s["seconds"] for s in summaries.values()) / 60
+    rows = [("Версия кода (git)", meta["commit"]), ("Python", meta["python"]),
+            *meta["versions"].items(), ("Устройство", f"{meta['device']}, ядер: {meta['cores']}"),
+            ("Время экспериментов и модели награды", f"{minutes:.0f} мин")]  # fmt: skip
+    return pd.DataFrame(rows, columns=["Что", "Значение"])
+
+
+def label(name: str) -> str:
+    """Short Russian name of an experiment of the seed's set."""
+    short = name.removeprefix("experiment_")
+    return f"{short.removesuffix('_control')}, контроль" if short.endswith("_control") else short
+
+
+def by_title(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The experiments alone, by the name that a figure shows."""
+    return {f"эксперимент {label(k)}": s for k, s in summaries.items() if "kl_warp_sft" in s}
+
+
+def overview_table(summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """A row an experiment: the seed's four quantities."""
+    rows = [(label(k), *(estimate_text(s[q]) for q in SEED_COLUMNS))
+            for k, s in summaries.items() if "kl_warp_sft" in s]  # fmt: skip
+    return pd.DataFrame(rows, columns=["Эксперимент", "Награда SFT", "Награда WARP",
+                                       "KL(sft‖warp), нат", "KL(warp‖sft), нат"])  # fmt: skip
+
+
+def overview(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The result in a few sentences, as a Markdown list."""
+    reward = summaries["reward_model"]["accuracy"]
+    lines = [f"Модель награды верно упорядочивает {number(100 * reward['mean'], 100 * reward['stderr'])}"
+             f" ± {number(100 * reward['stderr'], 100 * reward['stderr'])} % отложенных пар."]  # fmt: skip
+    for name, s in summaries.items():
+        if name in SEED_FIGURES:
+            lines.append(f"Эксперимент {label(name)}. {_movement(s)} {_reward(s)}"
+                         + (" Текст выродился." if has_collapsed(s) else ""))  # fmt: skip
+    return [f"- {line}" for line in lines]
+
+
+def table_html(table: pd.DataFrame) -> str:
+    """The table as HTML; what its cells hold is shown as text."""
+    return table.to_html(index=False, border=0, escape=True)

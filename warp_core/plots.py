@@ -1,0 +1,141 @@
+"""One function a figure: saved data in, Axes out; labels in Russian, units on the axes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+COLORS = ("#1f5fa8", "#c2571a", "#2c8a57", "#8d3fa0", "#7a6a1f")
+DASHES = ("-", "--", ":", "-.")
+NAMES = {
+    "objective": "Целевая функция $r_\\beta$, баллы",
+    "reward": "Награда $r$, баллы",
+    "kl_anchor": "KL к якорю, нат на ответ",
+    "grad_norm": "Норма градиента",
+}
+
+
+def new_axes(width: float = 7.0, height: float = 4.0) -> Axes:
+    """Axes of a new figure, in inches."""
+    _, ax = plt.subplots(figsize=(width, height), layout="constrained")
+    ax.grid(alpha=0.3)
+    return ax
+
+
+def new_row(count: int, width: float = 12.0, height: float = 3.4) -> list[Axes]:
+    """So many axes side by side in a new figure."""
+    _, axes = plt.subplots(1, count, figsize=(width, height), layout="constrained", squeeze=False)
+    for ax in axes[0]:
+        ax.grid(alpha=0.3)
+    return list(axes[0])
+
+
+def training_curves(metrics: pd.DataFrame, ax: Axes, column: str = "objective") -> Axes:
+    """A metric against the step t, a curve θ_{m_i} for each run m of each iteration i.
+
+    Runs that coincide stay visible: later ones are thinner, dashed, and drawn on top.
+    """
+    runs = metrics[["iteration", "run"]].drop_duplicates().itertuples(index=False)
+    for i, m in runs:
+        rows = metrics[(metrics["iteration"] == i) & (metrics["run"] == m)]
+        ax.plot(
+            rows["step"], rows[column], label=f"$\\theta_{{{m}_{i}}}$",
+            color=COLORS[(i - 1) % len(COLORS)], linestyle=DASHES[(m - 1) % len(DASHES)],
+            linewidth=max(4.5 - 2 * (m - 1), 1.5), alpha=0.45 if m == 1 else 1.0,
+            marker="o" if m == 1 else "x", markersize=5, zorder=2 + m,
+        )  # fmt: skip
+    ax.set(xlabel="Шаг обучения $t$", ylabel=NAMES[column])
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(ncols=2, title="запуск $m$ итерации $i$: $\\theta_{m_i}$", title_fontsize="small")
+    return ax
+
+
+def layer_angles(angles: Sequence[Mapping[str, Any]], ax: Axes) -> Axes:
+    """Angle between the task vectors of runs 1 and 2 by transformer layer, a curve an iteration."""
+    for i, groups in enumerate(angles, start=1):
+        layers = [matrix for group, matrix in groups.items() if group.rsplit(".", 1)[-1].isdigit()]
+        degrees = [np.nan if m[0][1] is None else m[0][1] for m in layers]
+        ax.plot(degrees, "o-", color=COLORS[i - 1], markersize=4, label=f"итерация {i}",
+                linewidth=3 - i * 0.8)  # fmt: skip
+    ax.axhline(90, color="gray", linewidth=1, linestyle=":")
+    ax.set(
+        xlabel="Номер слоя", ylabel="Угол между $\\delta_1$ и $\\delta_2$, градусы", ylim=(-5, 100)
+    )
+    ax.legend()
+    return ax
+
+
+def front(summary: Mapping[str, Any], ax: Axes) -> Axes:
+    """The front over η in the plane of KL and reward, with standard errors, and the RL runs."""
+    points = summary["front"]
+    _errorbars(points, ax, label="$(1-\\eta)\\,\\theta_{sft}+\\eta\\,\\theta_{slerp}$", fmt="o-",
+               color=COLORS[0])  # fmt: skip
+    for point in points:
+        ax.annotate(f"$\\eta={point['eta']:g}$".replace(".", "{,}"),
+                    (point["kl"]["mean"], point["reward"]["mean"]),
+                    textcoords="offset points", xytext=(7, -13), fontsize="small")  # fmt: skip
+    markers = "s^vD*P"
+    for k, point in enumerate(summary["front_runs"]):
+        _errorbars([point], ax, label=f"запуск {point['run']} последней итерации",
+                   fmt=markers[k % len(markers)], color=COLORS[(k + 1) % len(COLORS)],
+                   markersize=11 - 4 * (k % 2), markerfacecolor="none" if k % 2 == 0 else None)  # fmt: skip
+    ax.set(xlabel="KL$(\\pi_\\theta\\|\\pi_{sft})$, нат на ответ", ylabel="Средняя награда, баллы")
+    ax.legend()
+    return ax
+
+
+def experiments_plane(summaries: Mapping[str, Mapping[str, Any]], ax: Axes) -> Axes:
+    """WARP policies of several experiments in the plane of KL and reward; SFT as a band."""
+    sft = next(iter(summaries.values()))["sft_reward"]
+    ax.axhspan(sft["mean"] - sft["stderr"], sft["mean"] + sft["stderr"], color="gray", alpha=0.25,
+               label="SFT-модель ± ошибка")  # fmt: skip
+    for k, (title, summary) in enumerate(summaries.items()):
+        point = {"kl": summary["kl_warp_sft"], "reward": summary["warp_reward"]}
+        _errorbars([point], ax, label=title, fmt="osD^vP*X"[k % 8], color=COLORS[k % len(COLORS)],
+                   markersize=7, markerfacecolor="none" if "контроль" in title else None)  # fmt: skip
+    ax.set_xscale("symlog", linthresh=1e-3)
+    ax.set_xlim(left=0)
+    ax.set(
+        xlabel="KL(warp‖sft), нат на ответ (симметричный логарифм)", ylabel="Средняя награда, баллы"
+    )
+    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return ax
+
+
+def learning_curve(training: pd.DataFrame, held_out: pd.DataFrame, ax: Axes) -> Axes:
+    """Loss of the reward model by step, and its held-out pairwise accuracy beside it."""
+    smooth = training["loss"].rolling(10, min_periods=1).mean()
+    ax.plot(training["step"], training["loss"], color=COLORS[0], alpha=0.25, linewidth=1)
+    ax.plot(training["step"], smooth, color=COLORS[0], label="функция потерь, среднее по 10 шагам")
+    ax.set(xlabel="Шаг обучения", ylabel="Функция потерь, нат")
+    right = ax.twinx()
+    right.plot(held_out["step"], held_out["accuracy"], "s-", color=COLORS[1],
+               label="доля верных пар на отложенных")  # fmt: skip
+    right.set(ylabel="Доля верно упорядоченных пар", ylim=(0.45, 1.0))
+    handles = [*ax.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+    ax.legend(handles=handles, loc="center right")
+    return ax
+
+
+def calibration(scores: np.ndarray, ratings: np.ndarray, ax: Axes, bins: int = 10) -> Axes:
+    """Mean human rating by tenth of the predicted reward, with standard errors."""
+    for part in np.array_split(np.argsort(scores), bins):
+        ax.errorbar(scores[part].mean(), ratings[part].mean(), fmt="o", color=COLORS[0], capsize=3,
+                    yerr=ratings[part].std(ddof=1) / np.sqrt(len(part)))  # fmt: skip
+    ends = [min(scores.min(), -3), max(scores.max(), 3)]
+    ax.plot(ends, ends, ":", color="gray", label="идеальная калибровка")
+    ax.set(xlabel="Предсказанная награда, баллы", ylabel="Оценка людей, баллы (−4…4)")
+    ax.legend()
+    return ax
+
+
+def _errorbars(points: Sequence[Mapping[str, Any]], ax: Axes, **style: Any) -> None:
+    column = {
+        f"{k}_{s}": [p[k][s] for p in points] for k in ("kl", "reward") for s in ("mean", "stderr")
+    }
+    ax.errorbar(column["kl_mean"], column["reward_mean"], xerr=column["kl_stderr"],
+                yerr=column["reward_stderr"], capsize=3, **style)  # fmt: skip

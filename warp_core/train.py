@@ -1,0 +1,136 @@
+"""Lines 5 to 10 of Algorithm 1: one RL run.
+
+Where it departs from the page: nothing but Adam's warm-up and, if asked for, a leave-one-out
+baseline and a fixed SFT anchor. There is one gradient step for each batch, so no ratio and no trust
+region; dropout is off throughout.
+"""
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from warp_core.config import WarpConfig
+from warp_core.merge import ema_update_
+from warp_core.models import weights_of
+from warp_core.rollout import (
+    completion_logits,
+    encode_prompts,
+    end_token,
+    sample,
+    token_logprobs,
+)
+
+Reward = Callable[[Sequence[str]], Tensor]  # texts -> (B,) float32
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message says at which step, and what to try."""
+
+
+def train_run(
+    policy: PreTrainedModel,
+    anchor: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reward: Reward,
+    prompts: Sequence[str],
+    config: WarpConfig,
+    seed: int,
+    on_step: Callable[[dict[str, Any]], None],
+) -> None:
+    """Train `policy` in place for T steps; `anchor` follows it by EMA, or stays (`anchor: sft`).
+
+    Args:
+        policy: θ^m, at θ_init.
+        anchor: what the KL is measured to: θ_ema^m, a copy of θ_init; or θ_sft.
+        reward: r, from prompt + completion as one text.
+        seed: of the sampling and of the order of the prompts.
+        on_step: gets each step's metrics: step, objective (mean r_β), reward, kl_anchor (nats per
+            completion, sampled), lr, grad_norm, tokens, seconds.
+
+    Raises:
+        TrainingError: a reward, the loss, a gradient or a weight is not finite.
+    """
+    device = policy.device
+    generator = torch.Generator(device).manual_seed(seed)
+    batches = prompt_batches(prompts, config.batch_size, seed)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    for t in range(1, config.steps + 1):  # line 5
+        start = time.perf_counter()
+
+        # line 6: y ~ π_θm(·|x)
+        x = next(batches)
+        y = sample(policy, *encode_prompts(tokenizer, x, device), config.max_new_tokens,
+                   end_token(tokenizer), generator, config.temperature)  # fmt: skip
+
+        # line 7: r_β(y) = r(x, y) − β·log(π_θm(y|x) / π_θema(y|x)), no gradient through it
+        with autocast:
+            logits = completion_logits(policy, y, config.temperature)  # (B, N, V)
+            with torch.no_grad():
+                logits_anchor = completion_logits(anchor, y, config.temperature)
+        logprobs = token_logprobs(logits, y).sum(dim=1)  # (B,)
+        kl = logprobs.detach() - token_logprobs(logits_anchor, y).sum(dim=1)  # (B,)
+        texts = [a + b for a, b in zip(x, y.texts(tokenizer), strict=True)]
+        r = _finite("reward", reward(texts).to(device), t)
+        r_beta = r - config.beta * kl  # (B,)
+
+        # line 8: θ^m ← Opt(θ^m, r_β·∇ log π_θm(y|x))
+        advantages = r_beta - loo_baseline(r_beta) if config.baseline == "loo" else r_beta
+        loss = _finite("loss", -(advantages * logprobs).mean(), t)
+        optimizer.zero_grad()
+        loss.backward()
+        grad_norm = get_total_norm([p.grad for p in policy.parameters() if p.grad is not None])
+        _finite("gradient", grad_norm, t)
+        lr = warmed_up(config.lr, t, config.warmup_steps)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        _finite("weight norm", get_total_norm(weights_of(policy).values()), t)
+
+        # line 9: θ_ema ← (1 − μ)·θ_ema + μ·θ
+        if config.anchor == "ema":
+            ema_update_(weights_of(anchor), weights_of(policy), config.mu)
+
+        on_step({
+            "step": t, "objective": r_beta.mean().item(), "reward": r.mean().item(),
+            "kl_anchor": kl.mean().item(), "lr": lr, "grad_norm": grad_norm.item(),
+            "tokens": int(y.completion_mask.sum()), "seconds": time.perf_counter() - start,
+        })  # fmt: skip
+
+
+def warmed_up(lr: float, step: int, warmup_steps: int) -> float:
+    """lr at step t = 1, 2, …: linear from lr/W at the first step to lr at step W."""
+    return lr * min(1.0, step / warmup_steps) if warmup_steps else lr
+
+
+def loo_baseline(r_beta: Tensor) -> Tensor:
+    """Mean r_β of the other completions, for each one: (B,) -> (B,); unbiased (Kool et al. 2019)."""
+    return (r_beta.sum() - r_beta) / (len(r_beta) - 1)
+
+
+def prompt_batches(prompts: Sequence[str], batch_size: int, seed: int) -> Iterator[list[str]]:
+    """Endless batches: the prompts in a random order, all of them before one comes again."""
+    rng = random.Random(seed)
+    batch: list[str] = []
+    while True:
+        for prompt in rng.sample(prompts, len(prompts)):
+            batch.append(prompt)
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+
+
+def _finite(what: str, value: Tensor, step: int) -> Tensor:
+    if not torch.isfinite(value).all():
+        bad = next(v for v in value.flatten().tolist() if not math.isfinite(v))
+        raise TrainingError(
+            f"step {step}: the {what} is not finite ({bad}). A smaller lr or a longer warm-up "
+            "helps where training diverges; a reward that is not finite is the reward model's fault"
+        )
+    return value

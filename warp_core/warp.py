@@ -1,0 +1,308 @@
+"""Algorithm 1, lines 1 to 14: iterations, runs, merge; then the evaluation and the front.
+
+The M runs of an iteration do not know each other, so they run side by side in processes of their
+own, each with its share of the cores (on CUDA one after the other); weights pass through the run
+folder. What the run folder already holds is not computed again.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from warp_core.config import ConfigError, WarpConfig
+from warp_core.evaluate import Completions, complete, estimate, evaluate_pair, policy_kl
+from warp_core.merge import liti, slerp, task_angles
+from warp_core.models import (
+    best_device,
+    fingerprint,
+    load_policy,
+    load_weights,
+    save_policy,
+    set_weights,
+    weights_of,
+)
+from warp_core.prompts import Prompts, load_prompts
+from warp_core.reward import RewardModel, load_reward
+from warp_core.rollout import Rollout
+from warp_core.runs import append_jsonl, open_run, read_json, read_jsonl, write_json, write_jsonl
+from warp_core.train import TrainingError, train_run
+
+ETAS = (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)  # grid of the front, the paper's
+
+
+class World:
+    """Everything an experiment loads: θ_sft, tokenizer, reward model, prompts; checked together."""
+
+    def __init__(self, config: WarpConfig) -> None:
+        self.prompts: Prompts = load_prompts(config)
+        self.reward: RewardModel = load_reward(config.reward_model, config.positive_label)
+        self.sft, self.tokenizer = load_policy(config.policy)
+        self._check_context(config)
+        texts = json.dumps(self.prompts, ensure_ascii=False)
+        self.identity = {
+            "policy_sha256": fingerprint(self.sft),
+            "reward_sha256": fingerprint(self.reward.model),
+            "prompts_sha256": hashlib.sha256(texts.encode()).hexdigest(),
+        }
+
+    def _check_context(self, config: WarpConfig) -> None:
+        limit = getattr(self.sft.config, "max_position_embeddings", None)
+        if limit is None:  # ALiBi and the like have no such limit
+            return
+        prompts = [*self.prompts.train, *self.prompts.evaluation]
+        lengths = [len(ids) for ids in self.tokenizer(prompts)["input_ids"]]
+        longest = int(np.argmax(lengths))
+        if lengths[longest] + config.max_new_tokens > limit:
+            raise ConfigError(
+                f"max_new_tokens: {config.max_new_tokens} given; the longest prompt has "
+                f"{lengths[longest]} tokens ({prompts[longest][:60]!r} …) and the policy's context "
+                f"only {limit}; lower max_new_tokens or prompt_words"
+            )
+
+    def policy(self, theta: Mapping[str, Tensor]) -> Any:
+        """A model of θ_sft's kind with these weights."""
+        model = copy.deepcopy(self.sft)
+        set_weights(model, theta)
+        return model
+
+
+def run_warp(config: WarpConfig, run_dir: Path | str | None = None) -> dict[str, Any]:
+    """Algorithm 1 and its evaluation; everything goes to the run folder.
+
+    Returns:
+        What summary.json holds: sft_reward, warp_reward, reward_difference, kl_sft_warp,
+        kl_warp_sft (each mean, stderr, n; KL in nats per completion), text, angles, front, seconds.
+
+    Raises:
+        ConfigError: the parameters, or what they name, cannot be used; nothing was created then.
+        TrainingError: something was not finite; says at which iteration, run and step.
+    """
+    run_dir = Path(run_dir or config.folder)
+    start = time.monotonic()
+    world = World(config)
+    open_run(config.model_dump(), run_dir, world.identity)
+    if (run_dir / "summary.json").is_file():
+        return read_json(run_dir / "summary.json")
+
+    theta_sft = weights_of(world.sft)
+    angles: list[dict[str, Any]] = []
+    theta_init: Mapping[str, Tensor] = theta_sft  # line 1
+    for i in range(1, config.iterations + 1):  # line 2
+        _train_runs(config, run_dir, i)  # lines 3 to 11
+        folder = run_dir / "weights" / f"iteration_{i}"
+        thetas = [load_weights(folder / f"run_{m}") for m in range(1, config.runs + 1)]
+        angles.append(_degrees(task_angles(_cpu(theta_init), thetas)))
+        theta_slerp = slerp(_cpu(theta_init), thetas)  # line 12
+        save_policy(world.policy(theta_slerp), world.tokenizer, folder / "slerp")
+        theta_init = liti(_cpu(theta_init), theta_slerp, config.eta)  # line 13
+        save_policy(world.policy(theta_init), world.tokenizer, _liti_folder(config, run_dir, i))
+
+    warp = world.policy(theta_init)
+    of_sft = sft_completions(world, config, run_dir.parent / "sft")
+    of_warp = complete(warp, world.tokenizer, world.reward, world.prompts.evaluation, config)
+    samples = [
+        {"prompt": prompt, "sft": sft, "warp": text, "sft_reward": r_sft, "warp_reward": r_warp}
+        for prompt, sft, text, r_sft, r_warp in zip(
+            world.prompts.evaluation, of_sft.texts, of_warp.texts, of_sft.rewards, of_warp.rewards,
+            strict=True,
+        )
+    ]  # fmt: skip
+    write_jsonl(run_dir / "samples.jsonl", samples)
+    summary = evaluate_pair(world.sft, warp, of_sft, of_warp, config)
+    summary |= {"angles": angles, "front": [], "seconds": time.monotonic() - start}
+    write_json(run_dir / "summary.json", summary)
+    return summary
+
+
+def run_front(
+    config: WarpConfig, run_dir: Path | str | None = None, etas: Sequence[float] = ETAS
+) -> dict[str, Any]:
+    """The output of Algorithm 1: {(1 − η)·θ_sft + η·θ_slerp^I}, evaluated at each η.
+
+    Adds to summary.json, point by point, `front` (eta, reward, kl) and `front_runs` (the same for
+    the last iteration's RL policies); kl is KL(π‖sft). Points that are there stay.
+
+    Raises ConfigError where the experiment has not been run.
+    """
+    run_dir = Path(run_dir or config.folder)
+    if not (run_dir / "summary.json").is_file():
+        raise ConfigError(f"run_dir: {str(run_dir)!r} has no finished experiment; run it first")
+    world = World(config)
+    open_run(config.model_dump(), run_dir, world.identity)
+    summary = read_json(run_dir / "summary.json")
+    folder = run_dir / "weights" / f"iteration_{config.iterations}"
+    theta_sft = _cpu(weights_of(world.sft))
+    theta_slerp = load_weights(folder / "slerp")
+    summary.setdefault("front_runs", [])
+
+    def add(points: str, key: str, value: float, theta: Mapping[str, Tensor]) -> None:
+        if any(point[key] == value for point in summary[points]):
+            return
+        model = world.policy(theta)
+        of_model = complete(model, world.tokenizer, world.reward, world.prompts.evaluation, config)
+        point = {
+            key: value,
+            "reward": estimate(of_model.rewards),
+            "kl": estimate(policy_kl(model, world.sft, of_model, config)),
+        }
+        summary[points] = sorted([*summary[points], point], key=lambda p: p[key])
+        write_json(run_dir / "summary.json", summary)
+
+    for eta in tqdm(etas, desc="front", mininterval=5):
+        add("front", "eta", eta, liti(theta_sft, theta_slerp, eta))
+    for m in range(1, config.runs + 1):
+        add("front_runs", "run", m, load_weights(folder / f"run_{m}"))
+    return summary
+
+
+def run_seed(config: WarpConfig, iteration: int, run: int) -> int:
+    """Seed of run m of iteration i: one for all if shared_run_seed, else one for each."""
+    if config.shared_run_seed:
+        return config.seed
+    entropy = np.random.SeedSequence([config.seed, iteration, run])
+    return int(entropy.generate_state(1)[0])
+
+
+def _train_runs(config: WarpConfig, run_dir: Path, iteration: int) -> None:
+    """Lines 3 to 11: the iteration's runs that are not there yet, side by side where that helps."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    workers = 1 if best_device().type == "cuda" else min(config.runs, cores)
+    missing = [
+        m for m in range(1, config.runs + 1) if not _run_folder(run_dir, iteration, m).is_dir()
+    ]
+    try:
+        with _progress(config, run_dir, iteration):
+            Parallel(n_jobs=min(workers, max(1, len(missing))))(
+                delayed(_train_one)(config, run_dir, iteration, m, max(1, cores // workers))
+                for m in missing
+            )
+    finally:  # what was logged stays, whatever happened
+        rows = [
+            row
+            for i in range(1, iteration + 1)
+            for m in range(1, config.runs + 1)
+            for row in read_jsonl(_log_path(run_dir, i, m))
+        ]
+        write_jsonl(run_dir / "metrics.jsonl", rows)
+
+
+def _train_one(config: WarpConfig, run_dir: Path, iteration: int, run: int, threads: int) -> None:
+    """Run m of iteration i, from θ_init on disk to θ^m on disk."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        prompts = load_prompts(config)
+        reward = load_reward(config.reward_model, config.positive_label)
+        start = (
+            config.policy if iteration == 1 else str(_liti_folder(config, run_dir, iteration - 1))
+        )
+        policy, tokenizer = load_policy(start)  # line 4
+        anchor = copy.deepcopy(policy) if config.anchor == "ema" else load_policy(config.policy)[0]
+        log = _log_path(run_dir, iteration, run)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)
+        train_run(
+            policy, anchor, tokenizer, reward, prompts.train, config,
+            seed=run_seed(config, iteration, run),
+            on_step=lambda row: append_jsonl(log, {"iteration": iteration, "run": run} | row),
+        )  # fmt: skip
+        save_policy(policy, tokenizer, _run_folder(run_dir, iteration, run))
+    except TrainingError as error:
+        raise TrainingError(f"{config.name}, iteration {iteration}, run {run}, {error}") from None
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run_folder(run_dir: Path, iteration: int, run: int) -> Path:
+    return run_dir / "weights" / f"iteration_{iteration}" / f"run_{run}"
+
+
+def _log_path(run_dir: Path, iteration: int, run: int) -> Path:
+    return run_dir / "steps" / f"iteration_{iteration}_run_{run}.jsonl"
+
+
+def _liti_folder(config: WarpConfig, run_dir: Path, iteration: int) -> Path:
+    """θ_init after an iteration's LITI step; after the last one it is the WARP policy."""
+    weights = run_dir / "weights"
+    return (
+        weights / "warp"
+        if iteration == config.iterations
+        else weights / f"iteration_{iteration}/liti"
+    )
+
+
+@contextmanager
+def _progress(config: WarpConfig, run_dir: Path, iteration: int) -> Iterator[None]:
+    """A bar that counts the steps that the runs have logged; the runs are in other processes."""
+    logs = [_log_path(run_dir, iteration, m) for m in range(1, config.runs + 1)]
+    finished = threading.Event()
+
+    def watch() -> None:
+        total = config.runs * config.steps
+        with tqdm(total=total, desc=f"{config.name}, i = {iteration}", mininterval=5) as bar:
+            while True:
+                last = finished.wait(1)
+                bar.update(sum(len(read_jsonl(log)) for log in logs) - bar.n)
+                if last:
+                    return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+
+
+def sft_completions(world: World, config: WarpConfig, folder: Path) -> Completions:
+    """θ_sft's completions and rewards, computed once for all experiments that share them."""
+    asked = [config.seed, config.temperature, config.max_new_tokens, world.prompts.evaluation]
+    key = hashlib.sha256(json.dumps([world.identity, asked]).encode()).hexdigest()[:24]
+    path = folder / f"{key}.safetensors"
+    if not path.is_file():
+        made = complete(world.sft, world.tokenizer, world.reward, world.prompts.evaluation, config)
+        tensors = {"rewards": torch.tensor(made.rewards, dtype=torch.float64)}
+        for i, rollout in enumerate(made.rollouts):
+            tensors |= {f"{i}.{name}": tensor.cpu() for name, tensor in vars(rollout).items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        save_file(tensors, temporary)
+        temporary.replace(path)
+        return made
+    tensors = load_file(path, device=str(world.sft.device))
+    fields = ("tokens", "attention_mask", "completion_mask")
+    batches = sum(name.endswith(".tokens") for name in tensors)
+    rollouts = [Rollout(*(tensors[f"{i}.{name}"] for name in fields)) for i in range(batches)]
+    texts = [text for rollout in rollouts for text in rollout.texts(world.tokenizer)]
+    return Completions(rollouts, texts, tensors["rewards"].tolist())
+
+
+def _cpu(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in theta.items()}
+
+
+def _degrees(angles: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Group -> angle of each pair of runs in degrees, for JSON; null where a run did not move."""
+
+    def rounded(angle: float) -> float | None:
+        return None if np.isnan(angle) else round(float(np.degrees(angle)), 4)
+
+    return {group: [[rounded(a) for a in row] for row in matrix.tolist()]
+            for group, matrix in angles.items()}  # fmt: skip
