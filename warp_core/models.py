@@ -7,6 +7,7 @@ is sampled must be the policy whose gradient is taken.
 """
 
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,11 +24,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from warp_core.assets import PREFIX, asset_path, cache_dir
 from warp_core.config import ConfigError
 
 WEIGHTS_FILE = "model.safetensors"
+transformers_logging.disable_progress_bar()  # a model loads in a second; many bars hide our own
 
 
 def best_device() -> torch.device:
@@ -147,6 +150,8 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         save_file(theta, staging / WEIGHTS_FILE, metadata={"format": "pt"})
         model.config.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
+        if folder.exists():  # of an attempt that ended before its results were whole
+            shutil.rmtree(folder)
         staging.rename(folder)
 
 

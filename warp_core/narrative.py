@@ -17,10 +17,13 @@ from warp_core.config import WarpConfig
 MOVED_NATS = 0.01  # a smaller KL is no movement: 1 % of a nat in a whole completion
 FAR_NATS = 30.0  # more than a nat a token of a completion of 24
 SIGNIFICANT = 2.0  # standard errors
+SMALL_ANGLE = 0.1  # degrees: below it two directions are one
 ALMOST = 0.1  # of a curve's range: two curves closer than this almost coincide
 REPETITION_COLLAPSED = 0.5  # share of a text's words that it had already used
 DISTINCT_COLLAPSED = 0.5  # share of different completions
 EMPTY_COLLAPSED = 0.5  # share of completions without a word
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 QUANTITIES = {
     "sft_reward": "Средняя награда SFT-модели, баллы",
@@ -47,7 +50,10 @@ def number(value: float, error: float | None = None) -> str:
         places = 0 if value == 0 else 4
     else:
         places = max(0, 1 - math.floor(math.log10(error)))
-    text = f"{value:.1e}" if places > 6 else f"{value:.{places}f}"
+    text = f"{value:.{places}f}"
+    if places > 6:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        text = f"{mantissa}·10{str(int(exponent)).translate(SUPERSCRIPTS)}"
     return text.replace("-", "−").replace(".", ",")
 
 
@@ -296,9 +302,24 @@ def mean_angle(groups: Mapping[str, Any]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def has_angles(angles: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether any two runs have an angle between them."""
-    return any(mean_angle(groups) is not None for groups in angles)
+def runs_differ(angles: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the task vectors of any iteration have an angle between them to speak of."""
+    return any((mean_angle(groups) or 0.0) > SMALL_ANGLE for groups in angles)
+
+
+def angle_sentence(angles: Sequence[Mapping[str, Any]]) -> str:
+    """What the angles mean for the merge."""
+    if not runs_differ(angles):
+        return (
+            "Векторы задач запусков совпадают по направлению: SLERP здесь равен обычному среднему, "
+            "и слияние ничего не усредняет."
+        )
+    means = [mean_angle(groups) for groups in angles]
+    known = [m for m in means if m is not None]
+    return (
+        f"Средний угол по группам тензоров – от {number(min(known), 1)}° до {number(max(known), 1)}° "
+        "по итерациям; в статье углы близки к 90°."
+    )
 
 
 def front_table(summary: Mapping[str, Any]) -> pd.DataFrame:

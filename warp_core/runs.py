@@ -105,7 +105,7 @@ def open_run(params: dict[str, Any], run_dir: Path, identity: dict[str, str]) ->
                 "choose another run_dir, or delete that folder",
             ]))  # fmt: skip
         return
-    if run_dir.exists() and any(run_dir.glob("*.json*")):
+    if any((run_dir / name).exists() for name in ("summary.json", "metrics.jsonl", "weights")):
         raise ConfigError(
             f"run_dir: {str(run_dir)!r} is another run's folder (it has no params.yaml)"
         )

@@ -22,6 +22,7 @@ from joblib import Parallel, delayed
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warp_core.config import ConfigError, WarpConfig
 from warp_core.evaluate import Completions, complete, estimate, evaluate_pair, policy_kl
@@ -45,12 +46,32 @@ ETAS = (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)  # grid of the front, the paper's
 
 
 class World:
-    """Everything an experiment loads: θ_sft, tokenizer, reward model, prompts; checked together."""
+    """Everything an experiment loads: θ_sft, tokenizer, reward model, prompts.
+
+    Raises ConfigError, which lists all that cannot be used.
+    """
+
+    prompts: Prompts
+    reward: RewardModel
+    sft: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
 
     def __init__(self, config: WarpConfig) -> None:
-        self.prompts: Prompts = load_prompts(config)
-        self.reward: RewardModel = load_reward(config.reward_model, config.positive_label)
-        self.sft, self.tokenizer = load_policy(config.policy)
+        problems = []
+        try:
+            self.prompts = load_prompts(config)
+        except ConfigError as error:
+            problems.append(str(error))
+        try:
+            self.reward = load_reward(config.reward_model, config.positive_label)
+        except ConfigError as error:
+            problems.append(str(error))
+        try:
+            self.sft, self.tokenizer = load_policy(config.policy)
+        except ConfigError as error:
+            problems.append(str(error))
+        if problems:
+            raise ConfigError("\n".join(problems))
         self._check_context(config)
         texts = json.dumps(self.prompts, ensure_ascii=False)
         self.identity = {
@@ -73,7 +94,7 @@ class World:
                 f"only {limit}; lower max_new_tokens or prompt_words"
             )
 
-    def policy(self, theta: Mapping[str, Tensor]) -> Any:
+    def policy(self, theta: Mapping[str, Tensor]) -> PreTrainedModel:
         """A model of θ_sft's kind with these weights."""
         model = copy.deepcopy(self.sft)
         set_weights(model, theta)

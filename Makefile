@@ -1,0 +1,50 @@
+# `make help` lists the targets. Everything runs in .venv, which is made once.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+# nbstripout keeps papermill's metadata unless told; .pre-commit-config.yaml says the same.
+STRIP := nbstripout --keep-id --extra-keys "metadata.papermill cell.metadata.papermill"
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help report smoke test lint clean distclean
+
+help:
+	@echo "make report     models, data, all experiments, reports/warp_report.html; goes on where it stopped"
+	@echo "make smoke      the same at tiny sizes, in runs/smoke"
+	@echo "make test       all tests"
+	@echo "make lint       ruff, pyright, notebooks stored without outputs"
+	@echo "make clean      remove caches and runs/smoke"
+	@echo "make distclean  remove .venv and all of runs/ too"
+
+report: $(READY)
+	@$(BIN)/python -m warp_core.assets > /dev/null
+	@$(BIN)/python -m reports.build
+
+smoke: $(READY)
+	@$(BIN)/python -m warp_core.assets > /dev/null
+	@$(BIN)/python -m reports.build --smoke
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/$(STRIP) --verify notebooks/*.ipynb
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {v}: make PYTHON=/path/to/python3.11 …")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf runs/smoke .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print \
+		| xargs rm -rf
+
+distclean: clean
+	rm -rf .venv runs

@@ -1,0 +1,337 @@
+"""Run the notebooks that are not done, then compile the report.
+
+    python -m reports.build [--smoke] [--only-compile]
+
+1. `sections.yaml` is read and all that it names is checked before anything runs: notebooks,
+   parameter names (papermill only warns of unknown ones), values;
+2. each section that is not done runs in a papermill process of its own and is kept as
+   RUNS/ID/executed.ipynb, with fingerprints of its parameters, its sources and the results it read;
+3. `page.py` makes one HTML file of the executed notebooks and the texts.
+"""
+
+import argparse
+import ast
+import contextlib
+import difflib
+import hashlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import nbformat
+import yaml
+from filelock import FileLock, Timeout
+
+import warp_core
+from reports.page import INSERTED, Part, ReportError, compile_page
+from reports.status import Status
+from warp_core.config import ConfigError, WarpConfig, load_params
+from warp_core.runs import read_json, write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENT, FRONT = "experiment.ipynb", "pareto_front.ipynb"  # their parameters are WarpConfig's
+SHOWING = ("narrative.py", "plots.py")  # the code of tables, sentences and figures
+POLL_SECONDS = 1
+
+
+@dataclass(frozen=True)
+class Section:
+    """One notebook and what it is run with."""
+
+    id: str
+    notebook: Path
+    files: list[Path]  # papermill's -f; a later one overrides an earlier one
+    folders: dict[str, str]  # papermill's -r
+    parameters: dict[str, Any]  # what the notebook ends up with
+    reads: list[str]  # patterns below the runs folder: the results that it shows
+    minutes: float  # estimate, on two cores
+    total_steps: int  # of an experiment; 0: its log says it, or it has none
+    root: Path
+    runs: Path
+
+    @property
+    def executed(self) -> Path:
+        return self.runs / self.id / "executed.ipynb"
+
+    def source_fingerprint(self) -> str:
+        """Of what decides how the notebook comes out: parameters, cells, tables and figures."""
+        cells = [[cell.cell_type, cell.source] for cell in _read(self.notebook).cells]
+        code = [_sha256(Path(warp_core.__file__).with_name(name)) for name in SHOWING]
+        return hashlib.sha256(json.dumps([self.parameters, cells, code]).encode()).hexdigest()
+
+    def results_fingerprint(self) -> str:
+        files = sorted({file for pattern in self.reads for file in self.runs.glob(pattern)})
+        named = [[str(file.relative_to(self.runs)), _sha256(file)] for file in files]
+        return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+    def is_done(self) -> bool:
+        if not self.executed.is_file():
+            return False
+        recorded = _read(self.executed).metadata.get("warp_report")
+        return recorded == [self.source_fingerprint(), self.results_fingerprint()]
+
+    def steps(self) -> tuple[int, int]:
+        """Training steps logged so far, and how many there will be; 0, 0 where nothing says it."""
+        run_dir = self.root / self.parameters.get("run_dir", "")
+        if self.notebook.name == EXPERIMENT:
+            logs = run_dir.glob("steps/*.jsonl")
+            return sum(log.read_bytes().count(b"\n") for log in logs), self.total_steps
+        log = run_dir / "training.jsonl"
+        lines = log.read_bytes().split(b"\n")[:-1] if log.is_file() else []  # whole lines
+        last = json.loads(lines[-1]) if lines else {}
+        return last.get("step", 0), last.get("steps", 0)
+
+
+@dataclass(frozen=True)
+class Project:
+    """What `sections.yaml` says, checked."""
+
+    title: str
+    sections: list[Section]
+    report: list[str]  # section ids and Markdown files, in the order of the page
+    texts: Path
+    runs: Path
+    page: Path
+    smoke: bool
+
+
+def load_project(root: Path, smoke: bool) -> Project:
+    """Read sections.yaml and check all that it names.
+
+    Raises ReportError with every mistake: notebooks, their parameters, names, values, texts.
+    """
+    texts = root / "reports"
+    plan = yaml.safe_load((texts / "sections.yaml").read_text(encoding="utf-8"))
+    runs = root / "runs" / "smoke" if smoke else root / "runs"
+    mistakes: list[str] = []
+    sections = [_load_section(entry, root, runs, smoke, mistakes) for entry in plan["run"]]
+    ids = [entry["id"] for entry in plan["run"]]
+    mistakes += [f"sections.yaml: {i!r} is there twice" for i in ids if ids.count(i) > 1]
+    for name in plan["report"]:
+        if name not in ids and not (name.endswith(".md") and (texts / name).is_file()):
+            mistakes.append(f"sections.yaml: {name!r} is neither a section nor a file of reports/")
+    if mistakes:
+        lines = ["nothing was run; correct this first:", *dict.fromkeys(mistakes)]
+        raise ReportError("\n".join(lines), code=2)
+    page = (runs if smoke else texts) / "warp_report.html"
+    found = [section for section in sections if section]
+    return Project(plan["title"], found, plan["report"], texts, runs, page, smoke)
+
+
+def _load_section(
+    entry: dict[str, Any], root: Path, runs: Path, smoke: bool, mistakes: list[str]
+) -> Section | None:
+    notebook = root / "notebooks" / entry["notebook"]
+    names = [*entry.get("params", []), *([entry["smoke"]] if smoke and "smoke" in entry else [])]
+    files = [root / "params" / name for name in names]
+    where = f"{entry['id']} (notebooks/{notebook.name})"
+    try:
+        parameters = own = parameters_of(notebook)
+        for file in files:
+            loaded = load_params(file)
+            mistakes += [f"{where}: params/{file.name}: {_unknown(key, list(own))}"
+                         for key in loaded if key not in own]  # fmt: skip
+            parameters = parameters | {key: loaded[key] for key in loaded if key in own}
+    except (ReportError, ConfigError) as error:
+        mistakes.append(f"{where}: {error}")
+        return None
+    below = runs.relative_to(root).as_posix()
+    folders = {"run_dir": f"{below}/{entry.get('run_dir', entry['id'])}", "runs_dir": below}
+    # In a trial, what other sections have made is looked for among the trial's own.
+    folders = {key: value.replace("runs/", f"{below}/", 1) for key, value in parameters.items()
+               if isinstance(value, str) and value.startswith("runs/")} | folders  # fmt: skip
+    folders = {key: value for key, value in folders.items() if key in own}
+    parameters = parameters | folders
+    total = 0
+    if notebook.name in (EXPERIMENT, FRONT):
+        try:
+            config = WarpConfig(**{k: v for k, v in parameters.items() if k != "etas"})
+            total = config.iterations * config.runs * config.steps
+        except ConfigError as error:
+            mistakes.append(f"{where}: {error}")
+    minutes = entry["smoke_minutes" if smoke else "minutes"]
+    reads = [pattern.format(id=entry["id"]) for pattern in entry.get("reads", [])]
+    return Section(entry["id"], notebook, files, folders, parameters, reads, minutes, total,
+                   root, runs)  # fmt: skip
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"the notebook has: {', '.join(known)}"
+    return f"unknown parameter {key!r}; {hint}"
+
+
+def parameters_of(notebook: Path) -> dict[str, Any]:
+    """Names and values that the notebook's cell tagged `parameters` assigns.
+
+    Raises ReportError unless there is exactly one such cell and it holds literals alone.
+    """
+    try:
+        cells = _read(notebook).cells
+    except (OSError, ValueError) as error:
+        raise ReportError(f"cannot be read as a notebook: {error}") from None
+    tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise ReportError(f"{len(tagged)} cells are tagged `parameters`; exactly one is needed")
+    try:
+        return dict(_assignment(statement) for statement in ast.parse(tagged[0]).body)
+    except (SyntaxError, ValueError) as error:
+        raise ReportError(f"the parameters cell needs lines `name = literal`: {error}") from None
+
+
+def _assignment(statement: ast.stmt) -> tuple[str, Any]:
+    match statement:
+        case ast.Assign(targets=[ast.Name(id=name)], value=value):
+            return name, ast.literal_eval(value)
+        case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+            return name, ast.literal_eval(value)
+    raise ValueError(f"line {statement.lineno}: {ast.unparse(statement)!r}")
+
+
+def run_sections(sections: list[Section]) -> None:
+    """Run what is not done, in order."""
+    status = Status(sections)
+    for section in sections:
+        if not section.is_done():  # asked anew: it may read what has just been written
+            with status.section(section):
+                execute(section, status)
+
+
+def execute(section: Section, status: Status) -> None:
+    """One notebook in a papermill process of its own.
+
+    Raises ReportError with the cell and its error if it fails; what its run folder holds stays.
+    """
+    executing = section.executed.with_name("executing.ipynb")
+    executing.parent.mkdir(parents=True, exist_ok=True)
+    executing.unlink(missing_ok=True)
+    source = section.source_fingerprint()
+    command = [sys.executable, "-m", "papermill", str(section.notebook), str(executing),
+               "--cwd", str(section.root), "-k", "python3", "-l", "python",
+               "--no-progress-bar"]  # fmt: skip
+    command += [part for file in section.files for part in ("-f", str(file))]
+    command += [part for pair in section.folders.items() for part in ("-r", *pair)]
+    with tempfile.TemporaryFile() as log:
+        # Its own session: Ctrl-C reaches this process alone, which then stops the other in order.
+        child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            while child.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(POLL_SECONDS)
+                status.tick()
+        finally:
+            _stop(child)
+        if child.returncode:
+            log.seek(0)
+            _explain(section, executing, log.read().decode(errors="replace"))
+    notebook = _read(executing)
+    notebook.metadata["warp_report"] = [source, section.results_fingerprint()]
+    nbformat.write(notebook, executing)
+    executing.replace(section.executed)
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """Papermill, interrupted, kills its kernel together with the processes that the kernel has."""
+    if child.poll() is None:
+        child.send_signal(signal.SIGINT)
+        try:
+            child.wait(20)
+        except subprocess.TimeoutExpired:
+            child.kill()
+
+
+def _explain(section: Section, executing: Path, log: str) -> NoReturn:
+    """Say which cell failed and how; a kernel may also have died without a word."""
+    lines = [f"\n{section.id}: notebooks/{section.notebook.name} failed"]
+    cells = _read(executing).cells if executing.is_file() else []
+    cells = [cell for cell in cells if not INSERTED & set(cell.metadata.get("tags", []))]
+    errors = [(number, cell.source, output) for number, cell in enumerate(cells, 1)
+              for output in cell.get("outputs", []) if output.output_type == "error"]  # fmt: skip
+    for number, source, error in errors[:1]:
+        lines += [f"in cell {number} of {len(cells)}:",
+                  *(f"    {line}" for line in source.splitlines()[:3]),
+                  re.sub(r"\x1b\[[0-9;]*m", "", f"{error.ename}: {error.evalue}")]  # fmt: skip
+    if not errors:
+        lines += ["without an error of its own; papermill said:", log.strip()[-2000:]]
+    if executing.is_file():
+        lines.append(f"The notebook as far as it got: {executing.relative_to(section.root)}")
+    lines.append("All that was done is kept; the same command goes on from there.")
+    raise ReportError("\n".join(lines))
+
+
+def compile_report(project: Project) -> str:
+    """The page, from what has been executed. Raises ReportError."""
+    sections = {section.id: section for section in project.sections}
+    missing = [n for n in project.report if n in sections and not sections[n].executed.is_file()]
+    if missing:
+        raise ReportError(f"nothing to compile, for these were not run: {', '.join(missing)}")
+    parts = []
+    for name in project.report:
+        if section := sections.get(name):
+            own_title = section.notebook.name == EXPERIMENT
+            title = section.parameters["title"] if own_title else None
+            parts.append(Part(name, section.executed, title))
+        else:
+            parts.append(Part(Path(name).stem, project.texts / name))
+    return compile_page(parts, project.title, provenance(project), project.smoke)
+
+
+def provenance(project: Project) -> str:
+    """When, from which commit and in how long the numbers were made; in Russian."""
+    folders = [project.runs / section.id for section in project.sections]
+    seconds = sum(read_json(f / "summary.json").get("seconds", 0) for f in folders
+                  if (f / "summary.json").is_file())  # fmt: skip
+    commits = {read_json(f / "meta.json")["commit"] for f in folders if (f / "meta.json").is_file()}
+    ended = max(_read(section.executed).metadata["papermill"]["end_time"]
+                for section in project.sections if section.executed.is_file())  # fmt: skip
+    year, month, day = ended[:10].split("-")
+    return (f"Вычисления закончены {day}.{month}.{year}, счёт занял {seconds / 60:.0f} мин; "
+            f"коммит: {', '.join(sorted(commits)) or 'неизвестен'}.")  # fmt: skip
+
+
+def _read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
+    """Exit status: 0 all done, 1 a notebook or the page failed, 2 nothing was run, 130 stopped."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="a trial at tiny sizes, in runs/smoke")
+    parser.add_argument("--only-compile", action="store_true", help="run nothing")
+    options = parser.parse_args(argv)
+    try:
+        project = load_project(root, options.smoke)
+        project.runs.mkdir(parents=True, exist_ok=True)
+        with FileLock(project.runs / ".build.lock", timeout=0):
+            if not options.only_compile:
+                run_sections(project.sections)
+            page = compile_report(project)
+            new = not project.page.is_file() or project.page.read_text(encoding="utf-8") != page
+            if new:
+                write_text(project.page, page)
+            print(f"{'report' if new else 'nothing to do, all is done'}: {project.page}")
+    except Timeout:
+        print(f"another build is at work in {root / 'runs'}; let it end first", file=sys.stderr)
+        return 2
+    except ReportError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        print("\nstopped; all that was done is kept, the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())

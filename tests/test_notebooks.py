@@ -1,0 +1,115 @@
+"""Every notebook through papermill at tiny sizes, its numbers checked against what the run stored."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from warp_core import narrative
+from warp_core.config import WarpConfig
+from warp_core.runs import read_json, read_jsonl
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_notebook(name: str, out: Path, parameters: dict) -> nbformat.NotebookNode:
+    papermill.execute_notebook(
+        str(ROOT / "notebooks" / name), str(out), parameters=parameters, cwd=str(ROOT),
+        kernel_name="python3", progress_bar=False,
+    )  # fmt: skip
+    return nbformat.read(out, as_version=4)
+
+
+def outputs(notebook: nbformat.NotebookNode, mime: str) -> list[str]:
+    return [
+        output.data[mime]
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if mime in output.get("data", {})
+    ]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory, make_tiny_params):
+    """The experiment's notebook, executed once, and its parameters."""
+    folder = tmp_path_factory.mktemp("runs")
+    params = make_tiny_params(run_dir=str(folder / "experiment_4"), name="experiment_4")
+    return run_notebook("experiment.ipynb", folder / "out.ipynb", params), params
+
+
+def test_experiment_notebook_shows_what_the_run_stored(executed):
+    notebook, params = executed
+    config = WarpConfig(**params)
+    summary = read_json(config.folder / "summary.json")
+    tables = outputs(notebook, "text/html")
+    for key in narrative.QUANTITIES:
+        assert any(narrative.estimate_text(summary[key]) in table for table in tables), key
+    assert len(outputs(notebook, "image/png")) >= 2
+    metrics = read_jsonl(config.folder / "metrics.jsonl")
+    assert len(metrics) == config.iterations * config.runs * config.steps
+    for row in metrics:
+        assert row["objective"] == pytest.approx(
+            row["reward"] - config.beta * row["kl_anchor"], abs=1e-5
+        )
+    samples = read_jsonl(config.folder / "samples.jsonl")
+    assert len(samples) == config.eval_prompts
+    mean = sum(s["warp_reward"] for s in samples) / len(samples)
+    assert mean == pytest.approx(summary["warp_reward"]["mean"])
+    conclusion = outputs(notebook, "text/markdown")[-1]
+    assert narrative.estimate_text(summary["kl_sft_warp"]) in conclusion
+
+
+def test_front_notebook_adds_the_front_to_the_summary(executed, tmp_path):
+    _, params = executed
+    etas = [0.0, 0.5, 1.0]
+    notebook = run_notebook("pareto_front.ipynb", tmp_path / "out.ipynb", params | {"etas": etas})
+    summary = read_json(Path(params["run_dir"]) / "summary.json")
+    assert [point["eta"] for point in summary["front"]] == etas
+    start = summary["front"][0]
+    assert start["kl"]["mean"] == 0
+    assert start["reward"] == summary["sft_reward"]
+    assert [point["run"] for point in summary["front_runs"]] == [1, 2]
+    table = outputs(notebook, "text/html")[0]
+    for point in summary["front"] + summary["front_runs"]:
+        assert narrative.estimate_text(point["kl"]) in table
+    assert outputs(notebook, "image/png")
+
+
+def test_reward_model_notebook_stores_a_model_that_experiments_load(tmp_path, tiny_reward_folder):
+    run_dir = tmp_path / "reward_model"
+    parameters = {"run_dir": str(run_dir), "reward_body": str(tiny_reward_folder),
+                  "train_sentences": 128}  # fmt: skip
+    notebook = run_notebook("reward_model.ipynb", tmp_path / "out.ipynb", parameters)
+    summary = read_json(run_dir / "summary.json")
+    held_out = read_jsonl(run_dir / "held_out.jsonl")
+    pairs = [(a, b) for a in held_out for b in held_out if a["rating"] - b["rating"] > 0.5]
+    right = sum(a["score"] > b["score"] for a, b in pairs)
+    assert summary["accuracy"]["mean"] == pytest.approx(right / len(pairs))
+    assert narrative.estimate_text(summary["accuracy"]) in outputs(notebook, "text/html")[0]
+    assert len(outputs(notebook, "image/png")) == 2
+    assert len(read_jsonl(run_dir / "training.jsonl")) == 128 // 32
+    assert (run_dir / "model" / "model.safetensors").is_file()
+
+
+def test_overview_and_comparison_show_every_experiment(executed, tmp_path):
+    _, params = executed
+    names = [f"experiment_{k}" for k in (1, 2, 3, 4)]
+    for name in [*names, "experiment_1_control", "experiment_2_control"]:
+        shutil.copytree(params["run_dir"], tmp_path / name,
+                        ignore=shutil.ignore_patterns("weights"))  # fmt: skip
+    reward = {"accuracy": {"mean": 0.8612, "stderr": 0.0071, "n": 100}, "seconds": 60.0}
+    (tmp_path / "reward_model").mkdir()
+    (tmp_path / "reward_model" / "summary.json").write_text(json.dumps(reward))
+    kl = narrative.estimate_text(
+        read_json(tmp_path / "experiment_4" / "summary.json")["kl_warp_sft"]
+    )
+    for name in ("overview", "summary"):
+        notebook = run_notebook(
+            f"{name}.ipynb", tmp_path / f"{name}.ipynb", {"runs_dir": str(tmp_path)}
+        )
+        assert "".join(outputs(notebook, "text/html")).count(kl) >= len(names)
+    overview = nbformat.read(tmp_path / "overview.ipynb", as_version=4)
+    assert "86,12 ± 0,71" in outputs(overview, "text/markdown")[0]
