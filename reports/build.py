@@ -35,7 +35,7 @@ from warp_core.config import ConfigError, WarpConfig, load_params
 from warp_core.runs import read_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-EXPERIMENT, FRONT = "experiment.ipynb", "pareto_front.ipynb"  # their parameters are WarpConfig's
+EXPERIMENT = "experiment.ipynb"  # its parameters are WarpConfig's
 SHOWING = ("narrative.py", "plots.py")  # the code of tables, sentences and figures
 POLL_SECONDS = 1
 
@@ -149,9 +149,9 @@ def _load_section(
     folders = {key: value for key, value in folders.items() if key in own}
     parameters = parameters | folders
     total = 0
-    if notebook.name in (EXPERIMENT, FRONT):
+    if notebook.name == EXPERIMENT:
         try:
-            config = WarpConfig(**{k: v for k, v in parameters.items() if k != "etas"})
+            config = WarpConfig(**parameters)
             total = config.iterations * config.runs * config.steps
         except ConfigError as error:
             mistakes.append(f"{where}: {error}")
