@@ -65,7 +65,9 @@ def test_experiment_notebook_shows_what_the_run_stored(executed):
 def test_front_notebook_adds_the_front_to_the_summary(executed, tmp_path):
     _, params = executed
     etas = [0.0, 0.5, 1.0]
-    notebook = run_notebook("pareto_front.ipynb", tmp_path / "out.ipynb", params | {"etas": etas})
+    notebook = run_notebook(
+        "pareto_front.ipynb", tmp_path / "out.ipynb", {"run_dir": params["run_dir"], "etas": etas}
+    )
     summary = read_json(Path(params["run_dir"]) / "summary.json")
     assert [point["eta"] for point in summary["front"]] == etas
     start = summary["front"][0]

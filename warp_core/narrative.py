@@ -251,7 +251,7 @@ def seed_comparison(summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
 
 def seed_verdicts(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Each claim of the seed report, and whether our numbers agree."""
-    s = {k.removeprefix("experiment_"): v for k, v in summaries.items()}
+    s = {name.removeprefix("experiment_"): summaries[name] for name in SEED_FIGURES}
     kl = {k: v["kl_warp_sft"]["mean"] for k, v in s.items()}
 
     def verdict(agrees: bool, claim: str, ours: str) -> str:
