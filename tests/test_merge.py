@@ -80,10 +80,12 @@ def test_slerp_of_sixty_degrees_and_different_norms():
     assert merged["w"].tolist() == pytest.approx([4 / math.sqrt(3), 2.0])
 
 
-def test_three_orthogonal_vectors_merge_to_their_sum_over_root_three():
+def test_third_run_is_merged_with_a_third():
+    # 45° between the first two, then a third of the right angle to the third.
     thetas = [one(row) for row in torch.eye(3).tolist()]
     merged = slerp(one([0.0] * 3), thetas)["w"]
-    assert merged.tolist() == pytest.approx([1 / math.sqrt(3)] * 3)
+    both = math.cos(math.pi / 6) * ROOT_HALF
+    assert merged.tolist() == pytest.approx([both, both, math.sin(math.pi / 6)])
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.25, 0.5, 1.0])

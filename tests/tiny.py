@@ -54,7 +54,7 @@ def make_tokenizer(words: Sequence[str] = WORDS, pad: bool = False) -> PreTraine
 def letters_tokenizer() -> PreTrainedTokenizerFast:
     """Four tokens: the end, a, b, c. Different completions are different texts."""
     tokenizer = _byte_level(_word_level([END, "Ġa", "Ġb", "Ġc"]))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
 
 
 def bytes_tokenizer() -> PreTrainedTokenizerFast:
@@ -80,13 +80,13 @@ def _byte_level(model: models.Model) -> Tokenizer:
 
 
 def make_policy(
-    architecture: str, vocabulary: int, seed: int = 0, **changes: Any
+    architecture: str, vocabulary: int, seed: int = 0, spread: float = SPREAD, **changes: Any
 ) -> PreTrainedModel:
     config_class, sizes = ARCHITECTURES[architecture]
     config = getattr(transformers, config_class)(
         vocab_size=vocabulary, bos_token_id=0, eos_token_id=0, pad_token_id=None, **sizes | changes
     )
-    return _spread(AutoModelForCausalLM.from_config(config, dtype=torch.float32), seed)
+    return _spread(AutoModelForCausalLM.from_config(config, dtype=torch.float32), seed, spread)
 
 
 def make_reward_model(vocabulary: int, labels: Sequence[str], seed: int = 0) -> PreTrainedModel:
@@ -99,11 +99,11 @@ def make_reward_model(vocabulary: int, labels: Sequence[str], seed: int = 0) -> 
 
 
 @torch.no_grad()
-def _spread(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+def _spread(model: PreTrainedModel, seed: int, spread: float = SPREAD) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            parameter.normal_(0.0, SPREAD, generator=generator)
+            parameter.normal_(0.0, spread, generator=generator)
     return model.eval()
 
 

@@ -81,10 +81,21 @@ def slerp(
 
     Parallel or zero task vectors have no angle; they are interpolated linearly, which is the limit.
     """
+    return slerp_with_angles(theta_init, thetas, lam, granularity)[0]
+
+
+def slerp_with_angles(
+    theta_init: Weights,
+    thetas: Sequence[Weights],
+    lam: float | None = None,
+    granularity: Granularity = "layer",
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What `slerp` and `task_angles` give, from one pass over the weights for both."""
     grams, groups = _grams(theta_init, thetas, granularity)
     _given_or_equal(lam, len(thetas))
     c = {group: slerp_coefficients(gram, lam, group) for group, gram in grams.items()}
-    return _combine(theta_init, thetas, {name: c[group] for name, group in groups.items()})
+    merged = _combine(theta_init, thetas, {name: c[group] for name, group in groups.items()})
+    return merged, {group: _angles(gram) for group, gram in grams.items()}
 
 
 def liti(theta_init: Weights, theta_slerp: Weights, eta: float) -> dict[str, Tensor]:
@@ -101,12 +112,14 @@ def task_angles(
     NaN where a task vector is zero: it has no direction. Raises MergeError as `slerp` does.
     """
     grams, _ = _grams(theta_init, thetas, granularity)
-    angles = {}
-    for group, gram in grams.items():
-        norms = gram.diagonal().sqrt()
-        angles[group] = torch.acos((gram / torch.outer(norms, norms)).clamp(-1, 1))
-        angles[group].fill_diagonal_(0.0)
-        angles[group][norms == 0] = angles[group][:, norms == 0] = math.nan
+    return {group: _angles(gram) for group, gram in grams.items()}
+
+
+def _angles(gram: Tensor) -> Tensor:
+    norms = gram.diagonal().sqrt()
+    angles = torch.acos((gram / torch.outer(norms, norms)).clamp(-1, 1))
+    angles.fill_diagonal_(0.0)
+    angles[norms == 0] = angles[:, norms == 0] = math.nan
     return angles
 
 

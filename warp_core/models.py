@@ -140,14 +140,24 @@ def set_weights(model: PreTrainedModel, theta: Mapping[str, Tensor]) -> None:
         parameter.copy_(theta[name])
 
 
-def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a folder that `from_pretrained` reads; it appears whole or not at all."""
+def save_policy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    theta: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a folder that `from_pretrained` reads; it appears whole or not at all.
+
+    Args:
+        theta: weights to write in place of the model's own.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         staging = Path(temporary) / "model"
         staging.mkdir()
-        theta = {name: tensor.cpu().contiguous() for name, tensor in weights_of(model).items()}
-        save_file(theta, staging / WEIGHTS_FILE, metadata={"format": "pt"})
+        weights = weights_of(model) if theta is None else theta
+        weights = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+        save_file(weights, staging / WEIGHTS_FILE, metadata={"format": "pt"})
         model.config.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         if folder.exists():  # of an attempt that ended before its results were whole

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warp_core.config import ConfigError, WarpConfig
 from warp_core.evaluate import Completions, complete, estimate, evaluate_pair, policy_kl
-from warp_core.merge import liti, slerp, task_angles
+from warp_core.merge import liti, slerp_with_angles
 from warp_core.models import (
     best_device,
     fingerprint,
@@ -126,11 +126,11 @@ def run_warp(config: WarpConfig, run_dir: Path | str | None = None) -> dict[str,
         _train_runs(config, run_dir, i)  # lines 3 to 11
         folder = run_dir / "weights" / f"iteration_{i}"
         thetas = [load_weights(folder / f"run_{m}") for m in range(1, config.runs + 1)]
-        angles.append(_degrees(task_angles(_cpu(theta_init), thetas)))
-        theta_slerp = slerp(_cpu(theta_init), thetas)  # line 12
-        save_policy(world.policy(theta_slerp), world.tokenizer, folder / "slerp")
+        theta_slerp, omega = slerp_with_angles(_cpu(theta_init), thetas)  # line 12
+        angles.append(_degrees(omega))
+        save_policy(world.sft, world.tokenizer, folder / "slerp", theta_slerp)
         theta_init = liti(_cpu(theta_init), theta_slerp, config.eta)  # line 13
-        save_policy(world.policy(theta_init), world.tokenizer, _liti_folder(config, run_dir, i))
+        save_policy(world.sft, world.tokenizer, _liti_folder(config, run_dir, i), theta_init)
 
     warp = world.policy(theta_init)
     of_sft = sft_completions(world, config, run_dir.parent / "sft")
@@ -204,6 +204,8 @@ def _train_runs(config: WarpConfig, run_dir: Path, iteration: int) -> None:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     workers = 1 if best_device().type == "cuda" else min(config.runs, cores)
+    # glibc: let the workers' large tensors lie in huge pages; the first touch of small ones is slow.
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     missing = [
         m for m in range(1, config.runs + 1) if not _run_folder(run_dir, iteration, m).is_dir()
     ]

@@ -1,0 +1,375 @@
+"""One RL run: the gradient against the exact one, Adam, the anchor, the metrics, what stops it.
+
+The exact gradients come from a policy of four tokens, of which every completion can be listed.
+"""
+
+import copy
+import itertools
+import math
+
+import pytest
+import tiny
+import torch
+
+from warp_core import train
+from warp_core.config import WarpConfig
+from warp_core.models import load_policy, weights_of
+from warp_core.train import TrainingError, loo_baseline, prompt_batches, train_run, warmed_up
+
+PROMPT = "a b"
+BETA = 0.3
+
+
+def config(**changes):
+    return WarpConfig(**{"steps": 1, "batch_size": 1, "max_new_tokens": 2, "lr": 1e-3} | changes)
+
+
+@pytest.fixture(scope="module")
+def letters():
+    """A policy and another one, their tokenizer, and all 13 completions of up to two tokens."""
+    tokenizer = tiny.letters_tokenizer()
+    policy = tiny.make_policy("gpt2", 4, spread=0.15).double()
+    anchor = tiny.make_policy("gpt2", 4, seed=1, spread=0.15).double()
+    return policy, anchor, tokenizer, tiny.all_completions(4, 2, end=0)
+
+
+def letters_reward(texts):
+    """Some reward of every completion, none like another."""
+    values = {"": 0.5, "a": 2.0, "b": -1.0, "c": 0.3}
+    answers = [text.removeprefix(PROMPT).split() for text in texts]
+    return torch.tensor([sum(k * values[w] for k, w in enumerate(["", *words], start=1))
+                         for words in answers])  # fmt: skip
+
+
+def exact_gradient(policy, anchor, tokenizer, completions, beta):
+    """∇(E[r] − β·KL(π‖anchor)), from every completion and its probability."""
+    policy = copy.deepcopy(policy)
+    ids = tokenizer(PROMPT)["input_ids"]
+    logp = tiny.exact_logprobs(policy, ids, completions)
+    assert logp.exp().sum().item() == pytest.approx(1)
+    with torch.no_grad():
+        logq = tiny.exact_logprobs(anchor, ids, completions)
+    rewards = letters_reward([PROMPT + tokenizer.decode(c).replace(tiny.END, "")
+                              for c in completions])  # fmt: skip
+    expected = (logp.exp() * (rewards - beta * (logp - logq))).sum()
+    return torch.autograd.grad(expected, list(policy.parameters())), logp.detach().exp()
+
+
+def step_gradient(monkeypatch, letters, batch, **changes):
+    """The gradient that train_run ascends when the policy answers with these completions."""
+    policy, anchor, tokenizer, _ = letters
+    policy = copy.deepcopy(policy)
+    y = tiny.rollout_of(tokenizer(PROMPT)["input_ids"], batch, end=0)
+    monkeypatch.setattr(train, "sample", lambda *_: y)
+    train_run(policy, copy.deepcopy(anchor), tokenizer, letters_reward, [PROMPT] * len(batch),
+              config(beta=BETA, batch_size=len(batch), **changes), 0, lambda row: None)  # fmt: skip
+    return [-p.grad for p in policy.parameters()]
+
+
+def assert_gradients_close(got, wanted, rtol=1e-4):
+    got, wanted = (torch.cat([g.flatten() for g in gradients]) for gradients in (got, wanted))
+    assert wanted.norm() > 0.01
+    assert (got - wanted).norm() < rtol * wanted.norm()
+
+
+# The gradient
+
+
+def test_expected_gradient_is_the_derivative_of_reward_minus_beta_kl(letters, monkeypatch):
+    wanted, probabilities = exact_gradient(*letters, BETA)
+    expected = [torch.zeros_like(g) for g in wanted]
+    for completion, probability in zip(letters[3], probabilities, strict=True):
+        gradient = step_gradient(monkeypatch, letters, [completion])
+        for total, g in zip(expected, gradient, strict=True):
+            total += probability * g
+    assert_gradients_close(expected, wanted)
+
+
+def test_leave_one_out_is_unbiased(letters, monkeypatch):
+    """Over every pair of completions that a batch of two can hold; their order is the same."""
+    wanted, probabilities = exact_gradient(*letters, BETA)
+    expected = [torch.zeros_like(g) for g in wanted]
+    for i, j in itertools.combinations_with_replacement(range(len(letters[3])), 2):
+        pair = [letters[3][i], letters[3][j]]
+        gradient = step_gradient(monkeypatch, letters, pair, baseline="loo")
+        for total, g in zip(expected, gradient, strict=True):
+            total += probabilities[i] * probabilities[j] * (1 if i == j else 2) * g
+    assert_gradients_close(expected, wanted)
+
+
+@pytest.mark.parametrize("baseline", ["none", "loo"])
+def test_a_large_batch_of_its_own_samples_has_that_gradient(letters, baseline):
+    policy, anchor, tokenizer, _ = letters
+    wanted, _ = exact_gradient(*letters, BETA)
+    trained = copy.deepcopy(policy)
+    train_run(trained, copy.deepcopy(anchor), tokenizer, letters_reward, [PROMPT] * 6000,
+              config(beta=BETA, batch_size=6000, baseline=baseline), 0, lambda row: None)  # fmt: skip
+    assert_gradients_close([-p.grad for p in trained.parameters()], wanted, rtol=0.15)
+
+
+def test_a_pair_of_equal_completions_has_no_leave_one_out_gradient(letters, monkeypatch):
+    for g in step_gradient(monkeypatch, letters, [[1, 2], [1, 2]], baseline="loo"):
+        assert g.abs().max() < 1e-12
+
+
+def test_loo_baseline_is_the_mean_of_the_others():
+    assert loo_baseline(torch.tensor([1.0, 2.0, 6.0])).tolist() == [4.0, 3.5, 1.5]
+
+
+def test_temperature_is_that_of_the_policy_which_is_trained(letters, monkeypatch):
+    """log π and KL of softmax(logits / τ): the gradient of one completion by hand."""
+    policy, anchor, tokenizer, _ = letters
+    completion, ids = [1, 3], tokenizer(PROMPT)["input_ids"]
+
+    def logprob(model):
+        logits = model(input_ids=torch.tensor([[*ids, *completion]])).logits[0, 1:3]
+        return (logits / 0.5).log_softmax(-1)[[0, 1], completion].sum()
+
+    reference = copy.deepcopy(policy)
+    logp = logprob(reference)
+    reward = letters_reward([f"{PROMPT} a c"])[0]
+    r_beta = (reward - BETA * (logp - logprob(anchor))).detach()
+    wanted = torch.autograd.grad(r_beta * logp, list(reference.parameters()))
+    assert_gradients_close(
+        step_gradient(monkeypatch, letters, [completion], temperature=0.5), wanted
+    )
+
+
+# The optimiser, the anchor, the trajectory
+
+
+@pytest.fixture
+def gpt2(policy_folders):
+    return load_policy(str(policy_folders("gpt2")))
+
+
+def count_good(texts):
+    return torch.tensor([float(text.split().count("good")) for text in texts])
+
+
+WORLD = ["good film", "the plot was dull", "very sad story", "this music is nice", "poor cast"]
+
+
+def trained(
+    policy, tokenizer, seed=0, reward=count_good, prompts=WORLD, anchor=None, **changes
+):
+    """The rows of a run, and θ, θ_ema and the gradient after every step."""
+    policy = copy.deepcopy(policy)
+    anchor = copy.deepcopy(policy if anchor is None else anchor)
+    rows, history = [], []
+
+    def on_step(row):
+        rows.append(row)
+        history.append([
+            {name: value.detach().clone() for name, value in weights.items()}
+            for weights in (weights_of(policy), weights_of(anchor),
+                            {name: p.grad for name, p in policy.named_parameters()})
+        ])  # fmt: skip
+
+    changes |= changes.pop("settings", {})
+    settings = config(**{"steps": 4, "batch_size": 4, "max_new_tokens": 5, "lr": 1e-2} | changes)
+    train_run(policy, anchor, tokenizer, reward, prompts, settings, seed, on_step)
+    return rows, history
+
+
+def flat(weights):
+    return torch.cat([tensor.flatten() for tensor in weights.values()])
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 3, 8])
+def test_every_step_is_adams_with_its_state_and_warm_up(gpt2, warmup_steps):
+    """Kingma and Ba (2015), written out, on the gradients that the run had."""
+    _, history = trained(*gpt2, warmup_steps=warmup_steps)
+    theta = flat(weights_of(gpt2[0])).double()
+    m, v = torch.zeros_like(theta), torch.zeros_like(theta)
+    for t, (after, _, gradient) in enumerate(history, start=1):
+        g = flat(gradient).double()
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        lr = 1e-2 * (min(1, t / warmup_steps) if warmup_steps else 1)
+        theta = theta - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+        torch.testing.assert_close(flat(after).double(), theta, rtol=1e-4, atol=1e-6)
+
+
+def test_warm_up_is_linear_and_may_be_longer_than_the_run(gpt2):
+    rows, _ = trained(*gpt2, warmup_steps=8)
+    assert [row["lr"] for row in rows] == pytest.approx([1.25e-3, 2.5e-3, 3.75e-3, 5e-3])
+    assert [warmed_up(1.0, t, 2) for t in (1, 2, 3)] == [0.5, 1.0, 1.0]
+    assert warmed_up(1.0, 1, 0) == 1.0
+
+
+def test_ema_anchor_starts_at_theta_init_and_follows_every_step(gpt2):
+    mu = 0.2
+    _, history = trained(*gpt2, mu=mu)
+    wanted = flat(weights_of(gpt2[0]))
+    for theta, ema, _ in history:
+        assert (flat(theta) - wanted).norm() > 0.05
+        wanted = (1 - mu) * wanted + mu * flat(theta)
+        torch.testing.assert_close(flat(ema), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"mu": 0.0}, {"anchor": "sft", "mu": 0.5}])
+def test_anchor_that_must_not_move_does_not(gpt2, changes):
+    sft = tiny.make_policy("gpt2", len(gpt2[1]), seed=1)
+    _, history = trained(*gpt2, anchor=sft, settings=changes)
+    for _, stayed, _ in history:
+        assert torch.equal(flat(stayed), flat(weights_of(sft)))
+
+
+def test_same_seed_same_run_bit_for_bit_and_other_seed_another(gpt2):
+    (first, a), (again, b), (other, c) = (trained(*gpt2, seed=seed) for seed in (5, 5, 6))
+    assert [without_seconds(row) for row in first] == [without_seconds(row) for row in again]
+    assert torch.equal(flat(a[-1][0]), flat(b[-1][0]))
+    assert first[0]["objective"] != other[0]["objective"]
+    assert not torch.equal(flat(a[-1][0]), flat(c[-1][0]))
+
+
+def without_seconds(row):
+    return {key: value for key, value in row.items() if key != "seconds"}
+
+
+def test_the_global_random_state_changes_nothing(gpt2):
+    torch.manual_seed(1)
+    first, _ = trained(*gpt2)
+    torch.manual_seed(2)
+    again, _ = trained(*gpt2)
+    assert [without_seconds(row) for row in first] == [without_seconds(row) for row in again]
+
+
+def test_dropout_of_the_config_is_never_used(tmp_path, gpt2):
+    model, tokenizer = gpt2
+    with_dropout = tiny.make_policy("gpt2", len(tokenizer), resid_pdrop=0.5, embd_pdrop=0.5,
+                                    attn_pdrop=0.5)  # fmt: skip
+    with_dropout.load_state_dict(model.state_dict())
+    loaded = load_policy(str(tiny.save(with_dropout, tokenizer, tmp_path / "dropout")))
+    none = tiny.make_policy("gpt2", len(tokenizer), resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    none.load_state_dict(model.state_dict())
+    (dropped, _), (plain, _) = trained(*loaded), trained(none, tokenizer)
+    assert [without_seconds(row) for row in dropped] == [without_seconds(row) for row in plain]
+
+
+def test_the_reward_that_is_asked_for_rises(gpt2):
+    rows, _ = trained(*gpt2, steps=50, batch_size=16, baseline="loo", beta=0.01, lr=3e-3)
+    rewards = [row["reward"] for row in rows]
+    assert sum(rewards[:5]) / 5 < 1
+    assert sum(rewards[-5:]) / 5 > 3  # of five words
+
+
+def test_beta_holds_the_policy_at_its_anchor(gpt2):
+    free, held = (trained(*gpt2, steps=25, batch_size=16, baseline="loo", mu=0.0, beta=beta)[0]
+                  for beta in (0.0, 3.0))  # fmt: skip
+    drift = [sum(row["kl_anchor"] for row in rows[-5:]) / 5 for rows in (free, held)]
+    assert drift[1] < drift[0] / 4
+
+
+# Metrics
+
+
+def test_metrics_have_their_keys_types_and_relations(gpt2):
+    rows, history = trained(*gpt2, beta=0.2)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row, (_, _, gradient) in zip(rows, history, strict=True):
+        assert {key: type(value) for key, value in row.items()} == {
+            "step": int, "objective": float, "reward": float, "kl_anchor": float, "lr": float,
+            "grad_norm": float, "tokens": int, "seconds": float,
+        }  # fmt: skip
+        assert row["objective"] == pytest.approx(row["reward"] - 0.2 * row["kl_anchor"], abs=1e-5)
+        assert row["grad_norm"] == pytest.approx(flat(gradient).norm().item(), rel=1e-5)
+        assert 4 <= row["tokens"] <= 4 * 5
+        assert row["seconds"] > 0
+    assert rows[0]["kl_anchor"] == 0  # both start at θ_init
+    assert rows[-1]["kl_anchor"] != 0
+
+
+def test_kl_to_the_anchor_is_the_sampled_log_ratio(letters):
+    policy, anchor, tokenizer, completions = letters
+    ids = tokenizer(PROMPT)["input_ids"]
+    logp, logq = (tiny.exact_logprobs(m, ids, completions).detach() for m in (policy, anchor))
+    exact = (logp.exp() * (logp - logq)).sum().item()
+    spread = (logp.exp() * (logp - logq - exact) ** 2).sum().sqrt().item()
+    rows, _ = trained(policy, tokenizer, anchor=anchor, reward=letters_reward, steps=1,
+                      prompts=[PROMPT] * 6400, batch_size=6400, max_new_tokens=2)  # fmt: skip
+    assert rows[0]["kl_anchor"] == pytest.approx(exact, abs=4 * spread / 80)
+
+
+def test_reward_sees_prompt_and_completion_as_one_text(gpt2):
+    seen = []
+
+    def reward(texts):
+        seen.extend(texts)
+        return torch.zeros(len(texts))
+
+    trained(*gpt2, reward=reward, steps=5)
+    assert len(seen) == 20
+    assert {next(p for p in WORLD if text.startswith(p)) for text in seen} == set(WORLD)
+    words = {word for text in seen for word in text.split()}
+    assert words <= set(tiny.WORDS)  # a space stands between prompt and completion
+    assert any(len(text.split()) > 6 for text in seen)
+
+
+# What stops a run
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_reward_that_is_not_finite_stops_the_run_and_keeps_its_rows(gpt2, bad):
+    calls = []
+
+    def reward(texts):
+        calls.append(texts)
+        return torch.tensor([0.0, 1.0, bad if len(calls) == 3 else 2.0, 3.0])
+
+    rows = []
+    policy, tokenizer = gpt2
+    settings = config(steps=5, batch_size=4)
+    with pytest.raises(TrainingError, match=rf"step 3: the reward is not finite \({bad}\)"):
+        train_run(policy, copy.deepcopy(policy), tokenizer, reward, WORLD, settings, 0, rows.append)
+    assert [row["step"] for row in rows] == [1, 2]
+
+
+@pytest.mark.parametrize(("reward", "what"), [(3e38, "loss"), (1e25, "gradient")])
+def test_overflow_stops_the_run_before_a_weight_is_changed(gpt2, reward, what):
+    policy, tokenizer = gpt2
+    before = flat(weights_of(policy)).clone()
+    rows = []
+    with pytest.raises(TrainingError, match=f"step 1: the {what} is not finite"):
+        train_run(policy, copy.deepcopy(policy), tokenizer, lambda t: torch.full([len(t)], reward),
+                  WORLD, config(batch_size=4, max_new_tokens=8), 0, rows.append)  # fmt: skip
+    assert not rows
+    assert torch.equal(flat(weights_of(policy)), before)
+
+
+def test_a_weight_that_is_not_finite_stops_the_run(gpt2, monkeypatch):
+    """Adam's own steps stay finite; a broken one must not reach the anchor or the log."""
+
+    class Broken(torch.optim.SGD):
+        def step(self):
+            next(iter(self.param_groups[0]["params"])).data[0, 0] = math.inf
+
+    monkeypatch.setattr(train.torch.optim, "Adam", Broken)
+    policy, tokenizer = gpt2
+    anchor, rows = copy.deepcopy(policy), []
+    with pytest.raises(TrainingError, match="step 1: the weight norm is not finite"):
+        train_run(policy, anchor, tokenizer, count_good, WORLD, config(), 0, rows.append)
+    assert not rows
+    assert flat(weights_of(anchor)).isfinite().all()
+
+
+# Prompts
+
+
+def test_all_prompts_come_before_one_comes_again():
+    batches = prompt_batches([str(k) for k in range(10)], 4, seed=0)
+    drawn = [prompt for _ in range(5) for prompt in next(batches)]
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == [str(k) for k in range(10)]
+    assert drawn[:10] != drawn[10:]
+
+
+def test_batches_larger_than_the_prompts_are_filled():
+    batch = next(prompt_batches(["a", "b", "c"], 8, seed=0))
+    assert len(batch) == 8
+    assert min(map(batch.count, "abc")) == 2
+
+
+def test_prompt_order_is_that_of_the_seed():
+    prompts = [str(k) for k in range(50)]
+    first, again, other = (next(prompt_batches(prompts, 50, seed)) for seed in (1, 1, 2))
+    assert first == again != other
