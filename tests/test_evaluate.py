@@ -140,9 +140,7 @@ def test_equal_policies_give_equal_completions_and_seeds_decide(gpt2):
     prompts = ["good film", "bad", "the plot was dull", "so nice"] * 3
     first = complete(model, tokenizer, words, prompts, CONFIG)
     again = complete(copy.deepcopy(model), tokenizer, words, prompts, CONFIG)
-    other_seed = complete(
-        model, tokenizer, words, prompts, CONFIG.model_copy(update={"seed": 1})
-    )
+    other_seed = complete(model, tokenizer, words, prompts, CONFIG.model_copy(update={"seed": 1}))
     assert first.texts == again.texts
     assert first.texts != other_seed.texts
 

@@ -49,11 +49,16 @@ def said(s, curves=SAME, config=SHARED):
         (89.02, 12.0, "89"),
         (0.0250, 0.0011, "0,0250"),
         (0.0, 0.0, "0"),
-        (2.5e-9, 1e-10, "2,5·10⁻⁹"),
     ],
 )
 def test_places_fit_the_error(value, error, text):
     assert narrative.number(value, error) == text
+
+
+def test_small_estimates_share_a_power_of_ten():
+    assert narrative.estimate_text(estimate(1.81e-6, 1.74e-7)) == "(1,81 ± 0,17)·10⁻⁶"
+    assert narrative.estimate_text(estimate(1.8637, 0.1492)) == "1,86 ± 0,15"
+    assert narrative.estimate_text(estimate(0.0, 0.0)) == "0 ± 0"
 
 
 def test_conclusion_says_whether_the_policy_moved():

@@ -148,7 +148,9 @@ def test_no_generation_setting_of_the_model_is_used(gpt2):
 def test_a_completion_ends_with_its_first_end_token_which_counts(ended, gpt2):
     end = gpt2[1].eos_token_id
     assert gpt2[1].pad_token_id == end
-    for tokens, mask in zip(ended.completions.tolist(), ended.completion_mask.tolist(), strict=True):
+    for tokens, mask in zip(
+        ended.completions.tolist(), ended.completion_mask.tolist(), strict=True
+    ):
         length = tokens.index(end) + 1 if end in tokens else len(tokens)
         assert mask == [n < length for n in range(len(tokens))]
         assert tokens[length:] == [end] * (len(tokens) - length)

@@ -66,7 +66,7 @@ def step_gradient(monkeypatch, letters, batch, **changes):
     return [-p.grad for p in policy.parameters()]
 
 
-def assert_gradients_close(got, wanted, rtol=1e-4):
+def assert_gradients_close(got, wanted, rtol=1e-5):
     got, wanted = (torch.cat([g.flatten() for g in gradients]) for gradients in (got, wanted))
     assert wanted.norm() > 0.01
     assert (got - wanted).norm() < rtol * wanted.norm()
@@ -150,9 +150,7 @@ def count_good(texts):
 WORLD = ["good film", "the plot was dull", "very sad story", "this music is nice", "poor cast"]
 
 
-def trained(
-    policy, tokenizer, seed=0, reward=count_good, prompts=WORLD, anchor=None, **changes
-):
+def trained(policy, tokenizer, seed=0, reward=count_good, prompts=WORLD, anchor=None, **changes):
     """The rows of a run, and θ, θ_ema and the gradient after every step."""
     policy = copy.deepcopy(policy)
     anchor = copy.deepcopy(policy if anchor is None else anchor)

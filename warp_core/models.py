@@ -52,7 +52,7 @@ def load_policy(spec: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         source = str(asset_path(spec) / "model.gguf")
     if source.endswith(".gguf"):
         source = str(_converted(Path(source)))
-    tokenizer = _load(AutoTokenizer, source, "policy", "a tokenizer")
+    tokenizer = _load_tokenizer(source, "policy")
     model = _load(AutoModelForCausalLM, source, "policy", "a causal language model",
                   dtype=torch.float32, use_safetensors=True)  # fmt: skip
     if tokenizer.eos_token_id is None:
@@ -81,7 +81,7 @@ def load_classifier(
         ConfigError: there is no such model, it has no classification head, or no tokenizer.
     """
     source = str(asset_path(spec)) if spec.startswith(PREFIX) else spec
-    tokenizer = _load(AutoTokenizer, source, "reward_model", "a tokenizer")
+    tokenizer = _load_tokenizer(source, "reward_model")
     head: dict[str, Any] = {} if labels is None else {"num_labels": labels}
     model, info = _load(AutoModelForSequenceClassification, source, "reward_model",
                         "a sequence classifier", dtype=torch.float32, use_safetensors=True,
@@ -92,6 +92,18 @@ def load_classifier(
             f"{', '.join(sorted(info['missing_keys']))[:200]}"
         )
     return model.to(best_device()).eval(), tokenizer
+
+
+def _load_tokenizer(source: str, key: str) -> PreTrainedTokenizerBase:
+    tokenizer = _load(AutoTokenizer, source, key, "a tokenizer")
+    # Where its files are missing, or of a kind that its class cannot read, transformers makes up
+    # a tokenizer of special tokens alone.
+    special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    if special.issuperset(tokenizer.get_vocab()):
+        raise ConfigError(
+            f"{key}: {source!r} given; cannot load a tokenizer from it: no vocabulary"
+        )
+    return tokenizer
 
 
 def _load(auto: Any, source: str, key: str, what: str, **options: Any) -> Any:

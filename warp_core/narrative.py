@@ -23,6 +23,7 @@ REPETITION_COLLAPSED = 0.5  # share of a text's words that it had already used
 DISTINCT_COLLAPSED = 0.5  # share of different completions
 EMPTY_COLLAPSED = 0.5  # share of completions without a word
 
+SMALLEST_ERROR = 1e-5  # a smaller one is written with a power of ten
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 QUANTITIES = {
@@ -50,16 +51,17 @@ def number(value: float, error: float | None = None) -> str:
         places = 0 if value == 0 else 4
     else:
         places = max(0, 1 - math.floor(math.log10(error)))
-    text = f"{value:.{places}f}"
-    if places > 6:
-        mantissa, exponent = f"{value:.1e}".split("e")
-        text = f"{mantissa}·10{str(int(exponent)).translate(SUPERSCRIPTS)}"
-    return text.replace("-", "−").replace(".", ",")
+    return f"{value:.{places}f}".replace("-", "−").replace(".", ",")
 
 
 def estimate_text(estimate: Mapping[str, float]) -> str:
-    """«1,86 ± 0,15»: mean and standard error."""
+    """«1,86 ± 0,15» or «(1,81 ± 0,17)·10⁻⁶»: mean and standard error."""
     mean, error = estimate["mean"], estimate["stderr"]
+    if 0 < error < SMALLEST_ERROR and mean:
+        exponent = math.floor(math.log10(abs(mean)))
+        mean, error = mean / 10**exponent, error / 10**exponent
+        power = str(exponent).translate(SUPERSCRIPTS)
+        return f"({number(mean, error)} ± {number(error, error)})·10{power}"
     return f"{number(mean, error)} ± {number(error, error)}"
 
 

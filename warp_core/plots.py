@@ -93,15 +93,17 @@ def experiments_plane(summaries: Mapping[str, Mapping[str, Any]], ax: Axes) -> A
     sft = next(iter(summaries.values()))["sft_reward"]
     ax.axhspan(sft["mean"] - sft["stderr"], sft["mean"] + sft["stderr"], color="gray", alpha=0.25,
                label="SFT-модель ± ошибка")  # fmt: skip
-    for k, (title, summary) in enumerate(summaries.items()):
+    colors: dict[str, str] = {}  # a control has its experiment's colour and a hollow, larger mark
+    for title, summary in summaries.items():
+        experiment, control, _ = title.partition(", контроль")
+        color = colors.setdefault(experiment, COLORS[len(colors) % len(COLORS)])
         point = {"kl": summary["kl_warp_sft"], "reward": summary["warp_reward"]}
-        _errorbars([point], ax, label=title, fmt="osD^vP*X"[k % 8], color=COLORS[k % len(COLORS)],
-                   markersize=7, markerfacecolor="none" if "контроль" in title else None)  # fmt: skip
-    ax.set_xscale("symlog", linthresh=1e-3)
+        _errorbars([point], ax, label=title, fmt="s" if control else "o", color=color,
+                   markersize=13 if control else 6,
+                   markerfacecolor="none" if control else color)  # fmt: skip
+    ax.set_xscale("symlog", linthresh=1e-7)
     ax.set_xlim(left=0)
-    ax.set(
-        xlabel="KL(warp‖sft), нат на ответ (симметричный логарифм)", ylabel="Средняя награда, баллы"
-    )
+    ax.set(xlabel="KL(warp‖sft), нат на ответ (логарифм)", ylabel="Средняя награда, баллы")
     ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return ax
 
