@@ -7,6 +7,7 @@ STRIP := nbstripout --keep-id --extra-keys "metadata.papermill cell.metadata.pap
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: help report smoke test lint clean distclean
 

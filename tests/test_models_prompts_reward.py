@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pickle
 import random
 import shutil
@@ -141,14 +140,9 @@ def test_a_policy_without_a_tokenizer_is_refused(architecture, tmp_path):
     assert "cannot load a tokenizer" in refused(tmp_path)
 
 
-def test_a_tokenizer_that_the_models_class_cannot_read_is_refused(tmp_path):
-    folder = tiny.save(tiny.make_policy("qwen2", 400), tiny.make_tokenizer(), tmp_path)
-    assert "cannot load a tokenizer" in refused(folder)
-
-
 def test_a_reward_model_without_a_tokenizer_is_refused(tmp_path):
     tiny.make_reward_model(30, ["reward"]).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="reward_model: .* cannot load a tokenizer"):
+    with pytest.raises(ConfigError, match=r"reward_model: .* cannot load a tokenizer"):
         load_reward(str(tmp_path))
 
 
@@ -251,19 +245,19 @@ def test_one_label_has_no_positive_one(tiny_reward_folder):
 def test_three_labels_are_no_reward(tmp_path, label):
     tokenizer = tiny.make_tokenizer(pad=True)
     model = tiny.make_reward_model(len(tokenizer), ["A", "B", "C"])
-    with pytest.raises(ConfigError, match="A, B, C.*more cannot be a reward"):
+    with pytest.raises(ConfigError, match=r"A, B, C.*more cannot be a reward"):
         load_reward(str(tiny.save(model, tokenizer, tmp_path / "three")), label)
 
 
 def test_a_reward_model_without_a_trained_head_is_refused(policy_folders):
-    with pytest.raises(ConfigError, match="reward_model: .* weights are missing: score"):
+    with pytest.raises(ConfigError, match=r"reward_model: .* weights are missing: score"):
         load_reward(str(policy_folders("llama")))
 
 
 def test_a_reward_model_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="reward_model: .* there is no such folder"):
+    with pytest.raises(ConfigError, match=r"reward_model: .* there is no such folder"):
         load_reward(str(tmp_path / "absent"))
-    with pytest.raises(ConfigError, match="reward_model: .* there is no such folder"):
+    with pytest.raises(ConfigError, match=r"reward_model: .* there is no such folder"):
         load_reward("runs/absent/model")
 
 
@@ -433,11 +427,12 @@ def test_a_binary_prompt_file_is_refused(tmp_path):
     assert "cannot be read as UTF-8" in message
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_prompt_file_is_refused(tmp_path, prompts_file):
-    path = shutil.copy(prompts_file, tmp_path / "locked.txt")
-    path.chmod(0)
-    assert "cannot be read" in prompts_refused(path)
+def test_a_prompt_file_that_may_not_be_read_is_refused(prompts_file, monkeypatch):
+    def locked(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", locked)
+    assert "cannot be read" in prompts_refused(prompts_file)
 
 
 def test_a_prompt_file_that_is_not_there_is_refused(tmp_path):

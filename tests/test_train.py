@@ -55,14 +55,14 @@ def exact_gradient(policy, anchor, tokenizer, completions, beta):
     return torch.autograd.grad(expected, list(policy.parameters())), logp.detach().exp()
 
 
-def step_gradient(monkeypatch, letters, batch, **changes):
+def step_gradient(monkeypatch, letters, batch, on_step=lambda row: None, **changes):
     """The gradient that train_run ascends when the policy answers with these completions."""
     policy, anchor, tokenizer, _ = letters
     policy = copy.deepcopy(policy)
     y = tiny.rollout_of(tokenizer(PROMPT)["input_ids"], batch, end=0)
     monkeypatch.setattr(train, "sample", lambda *_: y)
     train_run(policy, copy.deepcopy(anchor), tokenizer, letters_reward, [PROMPT] * len(batch),
-              config(beta=BETA, batch_size=len(batch), **changes), 0, lambda row: None)  # fmt: skip
+              config(beta=BETA, batch_size=len(batch), **changes), 0, on_step)  # fmt: skip
     return [-p.grad for p in policy.parameters()]
 
 
@@ -112,6 +112,20 @@ def test_a_pair_of_equal_completions_has_no_leave_one_out_gradient(letters, monk
         assert g.abs().max() < 1e-12
 
 
+def test_a_steps_gradient_is_its_own_and_not_added_to_the_last(letters, monkeypatch):
+    batch = [[1, 2], [3, 0]]
+    first, third = (
+        step_gradient(monkeypatch, letters, batch, steps=steps, lr=1e-9) for steps in (1, 3)
+    )
+    assert_gradients_close(third, first)
+
+
+def test_tokens_are_counted_up_to_the_end(letters, monkeypatch):
+    rows = []
+    step_gradient(monkeypatch, letters, [[1, 2], [3, 0], [0]], on_step=rows.append)
+    assert rows[0]["tokens"] == 5
+
+
 def test_loo_baseline_is_the_mean_of_the_others():
     assert loo_baseline(torch.tensor([1.0, 2.0, 6.0])).tolist() == [4.0, 3.5, 1.5]
 
@@ -145,6 +159,11 @@ def gpt2(policy_folders):
 
 def count_good(texts):
     return torch.tensor([float(text.split().count("good")) for text in texts])
+
+
+def words_and_good(texts):
+    """Never zero, so that every step moves the policy."""
+    return count_good(texts) + torch.tensor([float(len(text.split())) for text in texts])
 
 
 WORLD = ["good film", "the plot was dull", "very sad story", "this music is nice", "poor cast"]
@@ -221,6 +240,22 @@ def test_same_seed_same_run_bit_for_bit_and_other_seed_another(gpt2):
     assert not torch.equal(flat(a[-1][0]), flat(c[-1][0]))
 
 
+def test_the_seed_is_that_of_the_sampling_and_of_the_prompts(gpt2):
+    seen = {}
+    for seed in (5, 6):
+        for name, prompts in (("one", ["good film"]), ("many", WORLD * 10)):
+            texts = seen[seed, name] = []
+
+            def reward(batch, texts=texts):
+                texts.extend(batch)
+                return torch.zeros(len(batch))
+
+            trained(*gpt2, seed=seed, reward=reward, prompts=prompts, steps=2, batch_size=8)
+    assert seen[5, "one"] != seen[6, "one"]
+    order = [[text.split()[0] for text in seen[seed, "many"]] for seed in (5, 6)]
+    assert order[0] != order[1]
+
+
 def without_seconds(row):
     return {key: value for key, value in row.items() if key != "seconds"}
 
@@ -246,15 +281,16 @@ def test_dropout_of_the_config_is_never_used(tmp_path, gpt2):
 
 
 def test_the_reward_that_is_asked_for_rises(gpt2):
-    rows, _ = trained(*gpt2, steps=50, batch_size=16, baseline="loo", beta=0.01, lr=3e-3)
+    rows, _ = trained(*gpt2, reward=count_good, steps=50, batch_size=16, baseline="loo",
+                      beta=0.01, lr=3e-3)  # fmt: skip
     rewards = [row["reward"] for row in rows]
     assert sum(rewards[:5]) / 5 < 1
     assert sum(rewards[-5:]) / 5 > 3  # of five words
 
 
 def test_beta_holds_the_policy_at_its_anchor(gpt2):
-    free, held = (trained(*gpt2, steps=25, batch_size=16, baseline="loo", mu=0.0, beta=beta)[0]
-                  for beta in (0.0, 3.0))  # fmt: skip
+    free, held = (trained(*gpt2, reward=count_good, steps=25, batch_size=16, baseline="loo",
+                          mu=0.0, beta=beta)[0] for beta in (0.0, 3.0))  # fmt: skip
     drift = [sum(row["kl_anchor"] for row in rows[-5:]) / 5 for rows in (free, held)]
     assert drift[1] < drift[0] / 4
 

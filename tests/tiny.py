@@ -18,10 +18,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from warp_core.rollout import Rollout
 
 END, PAD, UNK = "<|endoftext|>", "<pad>", "<unk>"
-WORDS = (
-    "good great fine nice fun bad poor dull weak sad film plot cast story scene music "
-    "the a very so not and but it was is this"
-).split()
+WORDS = [
+    "good", "great", "fine", "nice", "fun", "bad", "poor", "dull", "weak", "sad", "film", "plot",
+    "cast", "story", "scene", "music", "the", "a", "very", "so", "not", "and", "but", "it", "was",
+    "is", "this",
+]  # fmt: skip
 CONTEXT = 64
 SPREAD = 0.3
 

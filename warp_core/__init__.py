@@ -8,3 +8,9 @@ Shapes, here and in every module:
     N  completion tokens             V  vocabulary
     M  runs that are merged
 """
+
+import os
+
+# Threads that spin while they wait make every step up to 20 times slower as soon as any other
+# process wants a core (LOG.md, 2026-11-22). It takes effect if torch is not imported yet.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -96,10 +96,8 @@ def load_classifier(
 
 def _load_tokenizer(source: str, key: str) -> PreTrainedTokenizerBase:
     tokenizer = _load(AutoTokenizer, source, key, "a tokenizer")
-    # Where its files are missing, or of a kind that its class cannot read, transformers makes up
-    # a tokenizer of special tokens alone.
-    special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
-    if special.issuperset(tokenizer.get_vocab()):
+    # Where its files are missing, transformers makes one up, of special tokens alone.
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise ConfigError(
             f"{key}: {source!r} given; cannot load a tokenizer from it: no vocabulary"
         )

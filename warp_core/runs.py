@@ -78,7 +78,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; none if there is no file."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not splitlines: a policy may write U+0085 or U+2028, which end a line there. What stands
+    # behind the last line end was cut off while it was written.
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    return [json.loads(line) for line in lines]
 
 
 def open_run(params: dict[str, Any], run_dir: Path, identity: dict[str, str]) -> None:
