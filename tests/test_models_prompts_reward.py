@@ -271,6 +271,22 @@ def test_a_reward_does_not_depend_on_the_texts_beside_it(tiny_reward_folder):
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("pad", [True, False])
+def test_a_reward_model_on_a_causal_lm_scores_the_last_word_of_each_text(
+    architecture, pad, tmp_path
+):
+    """With a pad token that its config does not name, or without one."""
+    tokenizer = tiny.make_tokenizer(pad=pad)
+    if architecture == "qwen2":
+        tokenizer = tiny.bytes_tokenizer()
+    model = tiny.make_causal_reward_model(architecture, len(tokenizer))
+    reward = load_reward(str(tiny.save(model, tokenizer, tmp_path)))
+    texts = ["good film", "bad", "the plot was very dull and sad"]
+    alone = [model(tokenizer(t, return_tensors="pt")["input_ids"]).logits.item() for t in texts]
+    assert reward(texts).tolist() == pytest.approx(alone, abs=1e-4)
+
+
 def test_empty_and_very_long_texts_have_a_reward(tiny_reward_folder):
     reward = load_reward(str(tiny_reward_folder))
     assert reward(["", "good " * 1000]).isfinite().all()

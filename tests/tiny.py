@@ -13,7 +13,12 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from warp_core.rollout import Rollout
 
@@ -88,6 +93,16 @@ def make_policy(
         vocab_size=vocabulary, bos_token_id=0, eos_token_id=0, pad_token_id=None, **sizes | changes
     )
     return _spread(AutoModelForCausalLM.from_config(config, dtype=torch.float32), seed, spread)
+
+
+def make_causal_reward_model(architecture: str, vocabulary: int) -> PreTrainedModel:
+    """A classifier of one label on the body of a causal LM; its config names no pad token."""
+    config_class, sizes = ARCHITECTURES[architecture]
+    config = getattr(transformers, config_class)(
+        vocab_size=vocabulary, bos_token_id=0, eos_token_id=0, pad_token_id=None, num_labels=1,
+        **sizes,
+    )  # fmt: skip
+    return _spread(AutoModelForSequenceClassification.from_config(config, dtype=torch.float32), 0)
 
 
 def make_reward_model(vocabulary: int, labels: Sequence[str], seed: int = 0) -> PreTrainedModel:

@@ -91,6 +91,10 @@ def load_classifier(
             f"reward_model: {spec!r} given; it is no trained classifier, weights are missing: "
             f"{', '.join(sorted(info['missing_keys']))[:200]}"
         )
+    # Classifiers on a causal LM read the last token that is no pad: both must name the same one.
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
     return model.to(best_device()).eval(), tokenizer
 
 

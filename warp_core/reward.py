@@ -51,7 +51,8 @@ class RewardModel:
                 f"positive_label: {positive_label!r} given; a reward model with one label has none"
             )
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.max_tokens = min(MAX_TOKENS, model.config.max_position_embeddings)
+        longest = getattr(model.config, "max_position_embeddings", None)  # ALiBi has no limit
+        self.max_tokens = min(MAX_TOKENS, longest or MAX_TOKENS)
         self.positive = labels[positive_label] if positive_label else None
 
     @torch.no_grad()
