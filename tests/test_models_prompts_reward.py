@@ -283,7 +283,8 @@ def test_a_reward_model_on_a_causal_lm_scores_the_last_word_of_each_text(
     model = tiny.make_causal_reward_model(architecture, len(tokenizer))
     reward = load_reward(str(tiny.save(model, tokenizer, tmp_path)))
     texts = ["good film", "bad", "the plot was very dull and sad"]
-    alone = [model(tokenizer(t, return_tensors="pt")["input_ids"]).logits.item() for t in texts]
+    ids = [reward.tokenizer(text, return_tensors="pt")["input_ids"] for text in texts]
+    alone = [model(of_text).logits.item() for of_text in ids]
     assert reward(texts).tolist() == pytest.approx(alone, abs=1e-4)
 
 

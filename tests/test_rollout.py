@@ -1,5 +1,7 @@
 """Sampling and log-probabilities: cache, padding, masks, distribution."""
 
+import math
+
 import pytest
 import tiny
 import torch
@@ -140,6 +142,16 @@ def test_no_generation_setting_of_the_model_is_used(gpt2):
     plain = draw(model, tokenizer)
     model.generation_config.update(do_sample=False, top_k=1, temperature=0.01, max_new_tokens=1)
     assert torch.equal(draw(model, tokenizer).tokens, plain.tokens)
+
+
+@pytest.mark.parametrize("bad", [math.nan, 1e38])
+def test_logits_that_are_not_finite_are_an_error(gpt2, bad):
+    model, tokenizer = gpt2
+    with torch.no_grad():
+        model.transformer.ln_f.weight[0] = bad
+        model.transformer.wte.weight[:, 0] *= 1e3
+    with pytest.raises(FloatingPointError, match="the policy's logits are not finite"):
+        draw(model, tokenizer)
 
 
 # The end of a completion

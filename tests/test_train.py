@@ -260,6 +260,15 @@ def without_seconds(row):
     return {key: value for key, value in row.items() if key != "seconds"}
 
 
+def test_bf16_is_of_the_training_alone(gpt2):
+    (half, history), (full, _) = (trained(*gpt2, precision=p) for p in ("bf16", "fp32"))
+    assert {tensor.dtype for tensor in history[-1][0].values()} == {torch.float32}
+    assert half[0]["reward"] == full[0]["reward"]  # drawn in float32
+    assert half[0]["kl_anchor"] == 0
+    assert half[0]["grad_norm"] == pytest.approx(full[0]["grad_norm"], rel=0.05)
+    assert half[0]["grad_norm"] != full[0]["grad_norm"]
+
+
 def test_the_global_random_state_changes_nothing(gpt2):
     torch.manual_seed(1)
     first, _ = trained(*gpt2)
@@ -385,6 +394,14 @@ def test_a_weight_that_is_not_finite_stops_the_run(gpt2, monkeypatch):
         train_run(policy, anchor, tokenizer, count_good, WORLD, config(), 0, rows.append)
     assert not rows
     assert flat(weights_of(anchor)).isfinite().all()
+
+
+def test_logits_that_are_not_finite_stop_the_run(gpt2):
+    policy, tokenizer = gpt2
+    with torch.no_grad():
+        policy.transformer.ln_f.weight[0] = math.nan
+    with pytest.raises(TrainingError, match="step 1: the policy's logits are not finite"):
+        trained(policy, tokenizer)
 
 
 # Prompts

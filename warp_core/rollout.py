@@ -74,6 +74,8 @@ def sample(
         prompt_tokens, prompt_mask: (B, P), padded on the left.
         end: id that ends a completion; it stands behind the end too.
         generator: on the model's device; its state alone decides what is drawn.
+
+    Raises FloatingPointError where a logit is NaN or infinite.
     """
     tokens, mask = prompt_tokens, prompt_mask
     done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)  # (B,)
@@ -83,6 +85,8 @@ def sample(
     for _ in range(max_new_tokens):
         logits = forward_logits(model, step_tokens, mask, keep=1, cache=cache)[:, 0]  # (B, V)
         probs = torch.softmax(logits.float() / temperature, dim=-1)
+        if probs.isnan().any():  # multinomial would say so on the CPU alone
+            raise FloatingPointError("the policy's logits are not finite")
         drawn = torch.multinomial(probs, 1, generator=generator)  # (B, 1)
         step_tokens = drawn.masked_fill(done[:, None], end)
         completion_mask.append(~done)

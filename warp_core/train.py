@@ -55,7 +55,7 @@ def train_run(
             completion, sampled), lr, grad_norm, tokens, seconds.
 
     Raises:
-        TrainingError: a reward, the loss, a gradient or a weight is not finite.
+        TrainingError: a logit, a reward, the loss, a gradient or a weight is not finite.
     """
     device = policy.device
     generator = torch.Generator(device).manual_seed(seed)
@@ -67,8 +67,11 @@ def train_run(
 
         # line 6: y ~ π_θm(·|x)
         x = next(batches)
-        y = sample(policy, *encode_prompts(tokenizer, x, device), config.max_new_tokens,
-                   end_token(tokenizer), generator, config.temperature)  # fmt: skip
+        try:
+            y = sample(policy, *encode_prompts(tokenizer, x, device), config.max_new_tokens,
+                       end_token(tokenizer), generator, config.temperature)  # fmt: skip
+        except FloatingPointError as error:
+            raise TrainingError(f"step {t}: {error}") from None
 
         # line 7: r_β(y) = r(x, y) − β·log(π_θm(y|x) / π_θema(y|x)), no gradient through it
         with autocast:
