@@ -60,7 +60,7 @@ def train_run(
     device = policy.device
     generator = torch.Generator(device).manual_seed(seed)
     batches = prompt_batches(prompts, config.batch_size, seed)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr, fused=True)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
     for t in range(1, config.steps + 1):  # line 5
         start = time.perf_counter()

@@ -204,8 +204,6 @@ def _train_runs(config: WarpConfig, run_dir: Path, iteration: int) -> None:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     workers = 1 if best_device().type == "cuda" else min(config.runs, cores)
-    # glibc: let the workers' large tensors lie in huge pages; the first touch of small ones is slow.
-    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     missing = [
         m for m in range(1, config.runs + 1) if not _run_folder(run_dir, iteration, m).is_dir()
     ]
