@@ -110,7 +110,9 @@ def load_project(root: Path, smoke: bool) -> Project:
     plan = yaml.safe_load((texts / "sections.yaml").read_text(encoding="utf-8"))
     runs = root / "runs" / "smoke" if smoke else root / "runs"
     mistakes: list[str] = []
-    sections = [_load_section(entry, root, runs, smoke, mistakes) for entry in plan["run"]]
+    left_out = {e["id"] for e in plan["run"] if smoke and e.get("smoke") is False}
+    entries = [entry for entry in plan["run"] if entry["id"] not in left_out]
+    sections = [_load_section(entry, root, runs, smoke, mistakes) for entry in entries]
     ids = [entry["id"] for entry in plan["run"]]
     mistakes += [f"sections.yaml: {i!r} is there twice" for i in ids if ids.count(i) > 1]
     for name in plan["report"]:
@@ -121,7 +123,8 @@ def load_project(root: Path, smoke: bool) -> Project:
         raise ReportError("\n".join(lines), code=2)
     page = (runs if smoke else texts) / "warp_report.html"
     found = [section for section in sections if section]
-    return Project(plan["title"], found, plan["report"], texts, runs, page, smoke)
+    report = [name for name in plan["report"] if name not in left_out]
+    return Project(plan["title"], found, report, texts, runs, page, smoke)
 
 
 def _load_section(

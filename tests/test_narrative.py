@@ -108,6 +108,13 @@ def test_seed_verdicts_name_what_disagrees():
     assert [("Расходится" in line) for line in verdicts] == [False, False, True, True, True]
 
 
+def test_a_trial_without_all_experiments_claims_only_what_it_can_check():
+    summaries = {f"experiment_{k}": summary(kl=1e-6, difference=0.0) for k in "14"}
+    (verdict,) = narrative.seed_verdicts(summaries)
+    assert "В первом эксперименте" in verdict
+    assert narrative.control_verdicts(summaries) == ["Контрольных экспериментов здесь нет."]
+
+
 def test_front_conclusion_says_when_the_runs_are_one_policy():
     def point(key, value, kl):
         return {key: value, "reward": estimate(kl / 10), "kl": estimate(kl)}

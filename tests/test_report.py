@@ -206,9 +206,11 @@ def test_a_failure_names_the_cell_and_the_next_build_goes_on(
 def test_smoke_has_its_own_folders_and_says_so(tmp_path: Path) -> None:
     root = make_project(tmp_path / "project")
     plan = yaml.safe_load((root / "reports/sections.yaml").read_text())
-    plan["run"], plan["report"] = plan["run"][1:2], ["one"]
+    plan["run"] = [plan["run"][0] | {"smoke": False}, plan["run"][1]]
+    plan["report"] = ["reward_model", "one"]
     (root / "reports/sections.yaml").write_text(yaml.safe_dump(plan, allow_unicode=True))
     assert build.main(["--smoke"], root) == 0
+    assert order(root) == ["experiment"]  # the reward model was left out
     page = (root / "runs/smoke/warp_report.html").read_text(encoding="utf-8")
     assert "Это пробный запуск." in page
     assert "Числа, графики и выводы ниже ничего не значат." in page

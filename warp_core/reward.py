@@ -28,7 +28,7 @@ BUCKET = 16  # batches sorted by length together, so that little is spent on pad
 WARMUP_STEPS = 20
 SQUARED_ERROR_WEIGHT = 0.1
 CLOSE = 0.5  # points; a mean rating has an error of 0.22, so closer texts have no sure order
-LEARNING_CURVE_TEXTS = 300
+CURVE_TEXTS, CURVE_STEPS = 300, 40  # of the learning curve: held-out texts, steps between points
 
 
 class RewardModel:
@@ -145,11 +145,11 @@ def run_reward_model(params: Mapping[str, Any], run_dir: Path) -> dict[str, Any]
     for log in ("training.jsonl", "learning_curve.jsonl"):
         write_jsonl(run_dir / log, [])
     ratings = np.array([r.rating for r in held_out])
-    few = slice(0, LEARNING_CURVE_TEXTS)
+    few = slice(0, CURVE_TEXTS)
 
     def on_step(row: dict[str, Any]) -> None:
         append_jsonl(run_dir / "training.jsonl", row)
-        if row["step"] == 1 or row["step"] % max(1, row["steps"] // 6) == 0:
+        if row["step"] in (1, row["steps"]) or row["step"] % CURVE_STEPS == 0:
             reward.model.eval()
             scores = reward([r.text for r in held_out[few]]).numpy()
             accuracy = pairwise_accuracy(scores, ratings[few], CLOSE)
