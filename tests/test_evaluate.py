@@ -88,9 +88,18 @@ def test_sequence_kl_is_never_negative(scale):
     assert (sequence_kl(a, b, torch.ones(50, 4, dtype=torch.bool)) >= 0).all()
 
 
-def test_sequence_kl_is_float32_whatever_the_logits_are():
+def test_the_kl_of_policies_that_hardly_differ_is_not_rounding_noise():
+    """δ of variance σ² on every logit: KL = σ²/2 a token, for a large vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 6, 20_000, generator=generator)
+    delta = 1e-4 * torch.randn(logits.shape, generator=generator)
+    kl = sequence_kl(logits, logits + delta, torch.ones(4, 6, dtype=torch.bool))
+    assert kl.tolist() == pytest.approx([6 * 1e-8 / 2] * 4, rel=0.1)
+
+
+def test_sequence_kl_is_float64_whatever_the_logits_are():
     logits = torch.randn(2, 3, 5).bfloat16()
-    assert sequence_kl(logits, logits, torch.ones(2, 3, dtype=torch.bool)).dtype == torch.float32
+    assert sequence_kl(logits, logits, torch.ones(2, 3, dtype=torch.bool)).dtype == torch.float64
 
 
 def test_kl_of_a_policy_to_itself_is_zero_and_to_another_is_not(gpt2, other):

@@ -2,8 +2,8 @@
 
 KL(p‖q) is in nats per completion: completions are sampled from p, at each of their tokens the
 exact KL over the whole vocabulary is taken, and these are summed over the completion (the
-Rao-Blackwellised estimate: never negative, far less noisy than the sampled log-ratio). Always
-float32.
+Rao-Blackwellised estimate: never negative, far less noisy than the sampled log-ratio). The logits
+are float32, the sum over the vocabulary float64: in float32 its rounding alone is 1e-6 nats.
 Both policies of a pair answer the same prompts with the same random numbers, so equal policies give
 equal completions, and the difference of their rewards is a paired one.
 """
@@ -57,15 +57,19 @@ def complete(
 
 
 def sequence_kl(logits_p: Tensor, logits_q: Tensor, mask: Tensor) -> Tensor:
-    """KL(p‖q) summed over each completion: (B,) nats, float32.
+    """KL(p‖q) summed over each completion: (B,) nats, float64.
 
     Args:
         logits_p, logits_q: (B, N, V), of both policies along the same completions, drawn from p.
         mask: (B, N) bool, which tokens belong to the completion.
     """
-    logp = torch.log_softmax(logits_p.float(), dim=-1)
-    logq = torch.log_softmax(logits_q.float(), dim=-1)
-    kl = (logp.exp() * (logp - logq)).sum(dim=-1)  # (B, N)
+
+    def token_kl(p: Tensor, q: Tensor) -> Tensor:  # (N, V) logits -> (N,)
+        logp, logq = (torch.log_softmax(logits, dim=-1, dtype=torch.float64) for logits in (p, q))
+        return (logp.exp() * (logp - logq)).sum(dim=-1)
+
+    # One completion at a time: float64 of a whole batch would be gigabytes.
+    kl = torch.stack([token_kl(p, q) for p, q in zip(logits_p, logits_q, strict=True)])  # (B, N)
     return kl.masked_fill(~mask, 0.0).sum(dim=1)
 
 

@@ -88,7 +88,7 @@ def parameters_table(config: WarpConfig) -> pd.DataFrame:
     rows = [
         ("Итераций I", c.iterations), ("Запусков в итерации M", c.runs),
         ("Шагов в запуске T", c.steps), ("Вес KL β", f"{c.beta:g}"), ("Скорость якоря μ", f"{c.mu:g}"),
-        ("LITI η", f"{c.eta:g}"), ("Adam, lr", f"{c.lr:g}"),
+        ("LITI η", f"{c.eta:g}"), ("Adam, lr", f"{c.lr:g}".replace("e-0", "e-")),
         ("Линейный прогрев, шагов", c.warmup_steps or "нет"), ("Размер батча", c.batch_size),
         ("Новых токенов, не более", c.max_new_tokens),
         ("Базовая линия", {"none": "нет", "loo": "leave-one-out"}[c.baseline]),
@@ -212,6 +212,8 @@ def _coincidence(metrics: pd.DataFrame, config: WarpConfig) -> list[str]:
 def _reward(summary: Mapping[str, Any]) -> str:
     difference = estimate_text(summary["reward_difference"])
     direction = reward_change(summary)
+    if not summary["reward_difference"]["stderr"] and not summary["reward_difference"]["mean"]:
+        return "Награда не изменилась: на каждом промпте она у обеих политик одна и та же."
     if direction == 0:
         return f"Награда не изменилась в пределах двух ошибок: разность {difference} балла."
     verb = "выросла" if direction > 0 else "упала"
