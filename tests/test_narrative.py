@@ -56,9 +56,9 @@ def test_places_fit_the_error(value, error, text):
 
 
 def test_small_estimates_share_a_power_of_ten():
-    assert narrative.estimate_text(estimate(1.81e-6, 1.74e-7)) == "(1,81 ± 0,17)·10⁻⁶"
-    assert narrative.estimate_text(estimate(1.8637, 0.1492)) == "1,86 ± 0,15"
-    assert narrative.estimate_text(estimate(0.0, 0.0)) == "0 ± 0"
+    assert narrative.estimate_text(estimate(1.81e-6, 1.74e-7)) == "(1,81\u00a0±\u00a00,17)·10⁻⁶"
+    assert narrative.estimate_text(estimate(1.8637, 0.1492)) == "1,86\u00a0±\u00a00,15"
+    assert narrative.estimate_text(estimate(0.0, 0.0)) == "0\u00a0±\u00a00"
 
 
 def test_conclusion_says_whether_the_policy_moved():
@@ -123,4 +123,11 @@ def test_front_conclusion_says_when_the_runs_are_one_policy():
     same = {"front": front, "front_runs": [point("run", m, 12.0) for m in (1, 2)]}
     assert "одна и та же политика" in " ".join(narrative.front_conclusion(same))
     other = same | {"front_runs": [point("run", 1, 12.0), point("run", 2, 13.0)]}
-    assert "одна и та же политика" not in " ".join(narrative.front_conclusion(other))
+    sentences = narrative.front_conclusion(other)
+    assert "одна и та же политика" not in " ".join(sentences)
+    # At a KL of 5 the front of this test has the reward 0.5, and no point to the right of 10.
+    low = same | {
+        "front_runs": [point("run", 1, 5.0) | {"reward": estimate(0.2)}, point("run", 2, 13.0)]
+    }
+    assert "на 0,30" in narrative.front_conclusion(low)[-1]
+    assert "; −0,30" in narrative.front_conclusion(low)[-1]

@@ -114,4 +114,4 @@ def test_overview_and_comparison_show_every_experiment(executed, tmp_path):
         )
         assert "".join(outputs(notebook, "text/html")).count(kl) >= len(names)
     overview = nbformat.read(tmp_path / "overview.ipynb", as_version=4)
-    assert "86,12 ± 0,71" in outputs(overview, "text/markdown")[0]
+    assert "86,12\u00a0±\u00a00,71" in outputs(overview, "text/markdown")[0]

@@ -23,8 +23,9 @@ REPETITION_COLLAPSED = 0.5  # share of a text's words that it had already used
 DISTINCT_COLLAPSED = 0.5  # share of different completions
 EMPTY_COLLAPSED = 0.5  # share of completions without a word
 
-SMALLEST_ERROR = 1e-5  # a smaller one is written with a power of ten
+SMALLEST, SMALLEST_ERROR = 1e-4, 1e-5  # smaller ones are written with a power of ten
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+PLUS_MINUS = "\u00a0±\u00a0"  # with no-break spaces
 
 QUANTITIES = {
     "sft_reward": "Средняя награда SFT-модели, баллы",
@@ -45,6 +46,9 @@ SEED_COLUMNS = ("sft_reward", "warp_reward", "kl_sft_warp", "kl_warp_sft")
 
 def number(value: float, error: float | None = None) -> str:
     """A number with as many places as its error allows (two digits of it); decimal comma."""
+    if error is None and 0 < abs(value) < SMALLEST:
+        exponent = math.floor(math.log10(abs(value)))
+        return f"{number(value / 10**exponent, 1)}·10{str(exponent).translate(SUPERSCRIPTS)}"
     if error is None:
         places = 2 if abs(value) >= 1 else 4
     elif error == 0 or not math.isfinite(error):
@@ -54,6 +58,11 @@ def number(value: float, error: float | None = None) -> str:
     return f"{value:.{places}f}".replace("-", "−").replace(".", ",")
 
 
+def percent(share: float) -> str:
+    """A share from 0 to 1 in percent, without the sign."""
+    return number(100 * share, 1)
+
+
 def estimate_text(estimate: Mapping[str, float]) -> str:
     """«1,86 ± 0,15» or «(1,81 ± 0,17)·10⁻⁶»: mean and standard error."""
     mean, error = estimate["mean"], estimate["stderr"]
@@ -61,8 +70,8 @@ def estimate_text(estimate: Mapping[str, float]) -> str:
         exponent = math.floor(math.log10(abs(mean)))
         mean, error = mean / 10**exponent, error / 10**exponent
         power = str(exponent).translate(SUPERSCRIPTS)
-        return f"({number(mean, error)} ± {number(error, error)})·10{power}"
-    return f"{number(mean, error)} ± {number(error, error)}"
+        return f"({number(mean, error)}{PLUS_MINUS}{number(error, error)})·10{power}"
+    return f"{number(mean, error)}{PLUS_MINUS}{number(error, error)}"
 
 
 def results_table(summary: Mapping[str, Any]) -> pd.DataFrame:
@@ -75,10 +84,11 @@ def results_table(summary: Mapping[str, Any]) -> pd.DataFrame:
 
 def text_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     """What the completions look like: length, repetition, diversity, of both policies."""
-    names = {"words": "Слов в ответе", "repetition": "Доля повторённых слов",
-             "distinct": "Доля различных ответов", "empty": "Доля пустых ответов"}  # fmt: skip
-    rows = [(name, *(number(summary["text"][p][key]) for p in ("sft", "warp")))
-            for key, name in names.items()]  # fmt: skip
+    sft, warp = summary["text"]["sft"], summary["text"]["warp"]
+    shares = {"repetition": "Повторённых слов, %", "distinct": "Различных ответов, %",
+              "empty": "Пустых ответов, %"}  # fmt: skip
+    rows = [("Слов в ответе", number(sft["words"], 1), number(warp["words"], 1))]
+    rows += [(name, percent(sft[key]), percent(warp[key])) for key, name in shares.items()]
     return pd.DataFrame(rows, columns=["Свойство текста", "SFT", "WARP"])
 
 
@@ -222,9 +232,9 @@ def _reward(summary: Mapping[str, Any]) -> str:
 
 def _collapse(summary: Mapping[str, Any]) -> str:
     sft, warp = summary["text"]["sft"], summary["text"]["warp"]
-    facts = (f"доля повторённых слов {number(warp['repetition'])} (у SFT-модели "
-             f"{number(sft['repetition'])}), различных ответов {number(warp['distinct'])} "
-             f"(у SFT-модели {number(sft['distinct'])})")  # fmt: skip
+    facts = (f"повторённых слов {percent(warp['repetition'])} % (у SFT-модели "
+             f"{percent(sft['repetition'])} %), различных ответов {percent(warp['distinct'])} % "
+             f"(у SFT-модели {percent(sft['distinct'])} %)")  # fmt: skip
     if has_collapsed(summary):
         return f"Текст выродился, награде здесь верить нельзя: {facts}."
     return f"Текст не выродился: {facts}."
@@ -356,22 +366,42 @@ def front_conclusion(summary: Mapping[str, Any]) -> list[str]:
     best = max(front, key=lambda p: p["reward"]["mean"])
     kls = [p["kl"]["mean"] for p in front]
     start, end = front[0], front[-1]
-    error = math.hypot(start["reward"]["stderr"], end["reward"]["stderr"])
-    gain = end["reward"]["mean"] - start["reward"]["mean"]
     grows = all(a <= b for a, b in itertools.pairwise(kls))
+    gain = _difference(end["reward"], start["reward"])
+    sure = abs(gain["mean"]) > SIGNIFICANT * gain["stderr"]
     sentences = [
         f"KL {'растёт' if grows else 'растёт не монотонно'} с η: от {number(kls[0], 0.01)} до "
         f"{estimate_text(end['kl'])} нат на ответ. Наибольшая средняя награда "
-        f"{estimate_text(best['reward'])} – при η = {best['eta']:g}.".replace("0.", "0,"),
-        f"От SFT-модели до η = 1 награда меняется на {number(gain, error)} ± {number(error, error)} "
-        f"балла{'' if abs(gain) > SIGNIFICANT * error else ': это в пределах двух ошибок'}.",
+        f"{estimate_text(best['reward'])} – при η = {number(best['eta'], 1)}.",
+        f"От SFT-модели до η = 1 награда меняется на {estimate_text(gain)} балла"
+        f"{'' if sure else ': это в пределах двух ошибок'}.",
     ]
     if all(p["reward"] == runs[0]["reward"] and p["kl"] == runs[0]["kl"] for p in runs[1:]):
         sentences.append(
             "Точки запусков совпадают друг с другом: при общем зерне это одна и та же политика, "
             "и слияние здесь ничего не усредняет."
         )
+    else:
+        sentences.append(
+            "При том же KL награда фронта отличается от награды каждого из запусков на "
+            f"{'; '.join(estimate_text(_above(front, run)) for run in runs)} балла."
+        )
     return sentences
+
+
+def _difference(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
+    return {"mean": a["mean"] - b["mean"], "stderr": math.hypot(a["stderr"], b["stderr"])}
+
+
+def _above(front: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> dict[str, float]:
+    """Reward of the front at the run's KL, linear between its points, minus the run's reward."""
+    points = sorted(front, key=lambda p: p["kl"]["mean"])
+    kls = [p["kl"]["mean"] for p in points]
+    of_front = {
+        key: float(np.interp(run["kl"]["mean"], kls, [p["reward"][key] for p in points]))
+        for key in ("mean", "stderr")
+    }
+    return _difference(of_front, run["reward"])
 
 
 def reward_table(summary: Mapping[str, Any]) -> pd.DataFrame:
@@ -429,9 +459,9 @@ def overview_table(summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
 
 def overview(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The result in a few sentences, as a Markdown list."""
-    reward = summaries["reward_model"]["accuracy"]
-    lines = [f"Модель награды верно упорядочивает {number(100 * reward['mean'], 100 * reward['stderr'])}"
-             f" ± {number(100 * reward['stderr'], 100 * reward['stderr'])} % отложенных пар."]  # fmt: skip
+    accuracy = summaries["reward_model"]["accuracy"]
+    in_percent = {key: 100 * accuracy[key] for key in ("mean", "stderr")}
+    lines = [f"Модель награды верно упорядочивает {estimate_text(in_percent)} % отложенных пар."]
     for name, s in summaries.items():
         if name in SEED_FIGURES:
             lines.append(f"Эксперимент {label(name)}. {_movement(s)} {_reward(s)}"
