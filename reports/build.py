@@ -6,11 +6,13 @@
    parameter names (papermill only warns of unknown ones), values;
 2. each section that is not done runs in a papermill process of its own and is kept as
    RUNS/ID/executed.ipynb, with fingerprints of its parameters, its sources and the results it read;
-3. `page.py` makes one HTML file of the executed notebooks and the texts.
+3. `page.py` makes one HTML file of the executed notebooks and the texts; the README's picture is
+   one of its figures.
 """
 
 import argparse
 import ast
+import base64
 import contextlib
 import difflib
 import hashlib
@@ -32,7 +34,7 @@ import warp_core
 from reports.page import INSERTED, Part, ReportError, compile_page
 from reports.status import Status
 from warp_core.config import ConfigError, WarpConfig, load_params
-from warp_core.runs import read_json, write_text
+from warp_core.runs import read_json, write_bytes, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = "experiment.ipynb"  # its parameters are WarpConfig's
@@ -95,6 +97,7 @@ class Project:
     title: str
     sections: list[Section]
     report: list[str]  # section ids and Markdown files, in the order of the page
+    picture: str  # the section whose first figure is the README's picture
     texts: Path
     runs: Path
     page: Path
@@ -118,13 +121,15 @@ def load_project(root: Path, smoke: bool) -> Project:
     for name in plan["report"]:
         if name not in ids and not (name.endswith(".md") and (texts / name).is_file()):
             mistakes.append(f"sections.yaml: {name!r} is neither a section nor a file of reports/")
+    if plan["picture"] not in {section.id for section in sections if section}:
+        mistakes.append(f"sections.yaml: picture: {plan['picture']!r} is no section")
     if mistakes:
         lines = ["nothing was run; correct this first:", *dict.fromkeys(mistakes)]
         raise ReportError("\n".join(lines), code=2)
     page = (runs if smoke else texts) / "warp_report.html"
     found = [section for section in sections if section]
     report = [name for name in plan["report"] if name not in left_out]
-    return Project(plan["title"], found, report, texts, runs, page, smoke)
+    return Project(plan["title"], found, report, plan["picture"], texts, runs, page, smoke)
 
 
 def _load_section(
@@ -285,6 +290,17 @@ def compile_report(project: Project) -> str:
     return compile_page(parts, project.title, provenance(project), project.smoke)
 
 
+def picture(project: Project) -> bytes:
+    """The first figure of the section that sections.yaml names for it, as PNG; or ReportError."""
+    cells = _read(project.runs / project.picture / "executed.ipynb").cells
+    figures = (output["data"]["image/png"] for cell in cells for output in cell.get("outputs", [])
+               if "image/png" in output.get("data", {}))  # fmt: skip
+    png = next(figures, None)
+    if png is None:
+        raise ReportError(f"{project.picture}: it has no figure, and sections.yaml wants one")
+    return base64.b64decode(png)
+
+
 def provenance(project: Project) -> str:
     """When, from which commit and in how long the numbers were made; in Russian."""
     folders = [project.runs / section.id for section in project.sections]
@@ -322,6 +338,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
             new = not project.page.is_file() or project.page.read_text(encoding="utf-8") != page
             if new:
                 write_text(project.page, page)
+                write_bytes(project.page.with_name("results.png"), picture(project))
             print(f"{'report' if new else 'nothing to do, all is done'}: {project.page}")
     except Timeout:
         print(f"another build is at work in {root / 'runs'}; let it end first", file=sys.stderr)

@@ -33,6 +33,7 @@ Path(run_dir, "training.jsonl").write_text('{"step": 5, "steps": 5}\\n')
 if Path("broken").exists():
     raise ValueError("\\x1b[31mno ratings\\x1b[0m")
 """
+FIGURE = f"from IPython.display import Image, display\ndisplay(Image(data={PNG!r}, format='png'))\n"
 EXPERIMENT = f"""
 import html, json
 from IPython.display import HTML, Image, Markdown, display
@@ -70,7 +71,7 @@ def make_project(root: Path) -> Path:
     notebook(root / "notebooks/experiment.ipynb", "Заготовка", warp_keys,
              ORDER.format("experiment") + EXPERIMENT)  # fmt: skip
     notebook(root / "notebooks/summary.ipynb", "Сводка", "runs_dir = 'runs'",
-             ORDER.format("summary") + "print(runs_dir)")  # fmt: skip
+             ORDER.format("summary") + FIGURE + "print(runs_dir)")  # fmt: skip
     params = {
         "base.yaml": {"lr": 1e-6, "reward_model": "runs/reward_model/model"},
         "one.yaml": {"name": "one", "title": "Опыт <b>$x$</b>", "lr": 1e-4},
@@ -88,6 +89,7 @@ def make_project(root: Path) -> Path:
             section | {"id": "summary", "notebook": "summary.ipynb", "reads": ["*/summary.json"]},
         ],
         "report": ["summary", "method.md", "reward_model", "one"],
+        "picture": "one",
     }  # fmt: skip
     (root / "reports/sections.yaml").write_text(yaml.safe_dump(plan, allow_unicode=True))
     (root / "reports/method.md").write_text("# Метод\n\n## Результаты\n\n$$\\frac{1}{2}$$\n")
@@ -150,6 +152,10 @@ def test_sections_run_in_order_into_their_folders(built: Path) -> None:
     assert (built / "runs/one/samples.jsonl").read_text() == "0.0001"  # the later file's lr
 
 
+def test_the_picture_is_a_figure_of_the_report(built: Path) -> None:
+    assert (built / "reports/results.png").read_bytes() == PNG
+
+
 def test_second_build_does_nothing(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (copy / "reports/warp_report.html").stat().st_mtime_ns
     assert build.main([], copy) == 0
@@ -183,7 +189,7 @@ def test_a_failure_names_the_cell_and_the_next_build_goes_on(
     plan = yaml.safe_load((root / "reports/sections.yaml").read_text())
     plan["run"] = [plan["run"][2], plan["run"][0]]  # summary, then the one that fails
     plan["run"][0]["reads"] = []
-    plan["report"] = ["summary", "reward_model"]
+    plan["report"], plan["picture"] = ["summary", "reward_model"], "summary"
     (root / "reports/sections.yaml").write_text(yaml.safe_dump(plan))
     (root / "broken").touch()
 
@@ -357,7 +363,7 @@ def test_model_text_stays_text(page: str) -> None:
 
 def test_outputs_are_kept_and_code_is_not(page: str) -> None:
     images = [attrs for tag, attrs in Elements(page).found if tag == "img"]
-    assert [image["alt"] for image in images] == ['a "curve"']
+    assert [image["alt"] for image in images] == ["Рисунок: Результаты", 'a "curve"']
     assert "reward from runs/reward_model/model" in page
     assert "<math" in page
     for absent in ("import html", "printed by the cell", "reward_model = "):
