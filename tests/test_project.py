@@ -137,3 +137,21 @@ def test_what_a_trial_makes_stays_in_its_folder() -> None:
     for section in load_project(ROOT, smoke=True).sections:
         for value in section.parameters.values():
             assert not str(value).startswith("runs") or str(value).startswith("runs/smoke")
+
+
+# README
+
+
+def test_the_results_in_the_readme_are_the_reports() -> None:
+    """Row by row; the README has decimal points, and calls a control a control."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("## Results at a glance")[2].partition("\n\n|")[2].partition("\n\n")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]
+    ]
+    assert len(rows) == 6
+    page = (ROOT / "reports/warp_report.html").read_text(encoding="utf-8").replace("\u00a0", " ")
+    shown = [re.findall(r"<td>(.*?)</td>", row) for row in page.split("<tr>")]
+    for name, *numbers in rows:
+        russian = [number.replace(".", ",") for number in numbers]
+        assert [name.replace(" control", ", контроль"), *russian] in shown, name

@@ -184,9 +184,13 @@ def reward_change(summary: Mapping[str, Any]) -> int:
     return 1 if difference["mean"] > 0 else -1
 
 
+def _kls(summary: Mapping[str, Any]) -> str:
+    return (f"KL(sft‖warp) = {estimate_text(summary['kl_sft_warp'])}, "
+            f"KL(warp‖sft) = {estimate_text(summary['kl_warp_sft'])} нат на ответ")  # fmt: skip
+
+
 def _movement(summary: Mapping[str, Any]) -> str:
-    kls = (f"KL(sft‖warp) = {estimate_text(summary['kl_sft_warp'])}, "
-           f"KL(warp‖sft) = {estimate_text(summary['kl_warp_sft'])} нат на ответ")  # fmt: skip
+    kls = _kls(summary)
     if not has_moved(summary):
         return f"Модель практически не сдвинулась: {kls}."
     if max(summary[k]["mean"] for k in ("kl_sft_warp", "kl_warp_sft")) > FAR_NATS:
@@ -269,21 +273,22 @@ def seed_verdicts(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
          if name in summaries}  # fmt: skip
     kl = {k: v["kl_warp_sft"]["mean"] for k, v in s.items()}
 
-    def kl_text(k: str) -> str:
-        return f"KL(warp‖sft) = {estimate_text(s[k]['kl_warp_sft'])} нат"
+    def moved_most(k: str) -> bool:
+        return all(s[k][kind]["mean"] == max(v[kind]["mean"] for v in s.values())
+                   for kind in ("kl_sft_warp", "kl_warp_sft"))  # fmt: skip
 
     def difference(k: str) -> str:
         return estimate_text(s[k]["reward_difference"])
 
     claims: list[tuple[str, str, Callable[[], bool], Callable[[], str]]] = [
         ("1", "В первом эксперименте модель не меняется.",
-         lambda: not has_moved(s["1"]), lambda: kl_text("1")),
+         lambda: not has_moved(s["1"]), lambda: _kls(s["1"])),
         ("12", "Без прогрева модель сдвигается, но едва заметно.",
-         lambda: MOVED_NATS / 10 < kl["2"] < 1 and kl["2"] > kl["1"], lambda: kl_text("2")),
+         lambda: 10 * kl["1"] < kl["2"] < 1, lambda: _kls(s["2"])),
         ("1234", "При lr = 1e-3 модель уходит дальше всего.",
-         lambda: kl["3"] == max(kl.values()) and kl["3"] > FAR_NATS, lambda: kl_text("3")),
+         lambda: moved_most("3"), lambda: _kls(s["3"])),
         ("234", "Четвёртый эксперимент лежит между вторым и третьим.",
-         lambda: kl["2"] < kl["4"] < kl["3"], lambda: kl_text("4")),
+         lambda: kl["2"] < kl["4"] < kl["3"], lambda: _kls(s["4"])),
         ("1234", "Награда во всех экспериментах одна и та же до пятого знака.",
          lambda: all(abs(v["reward_difference"]["mean"]) < 1e-3 for v in s.values()),
          lambda: f"в третьем разность с SFT-моделью {difference('3')}, "
