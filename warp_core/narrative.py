@@ -23,7 +23,7 @@ REPETITION_COLLAPSED = 0.5  # share of a text's words that it had already used
 DISTINCT_COLLAPSED = 0.5  # share of different completions
 EMPTY_COLLAPSED = 0.5  # share of completions without a word
 
-SMALLEST, SMALLEST_ERROR = 1e-4, 1e-5  # smaller ones are written with a power of ten
+SMALLEST = 1e-4  # a smaller number or error is written with a power of ten
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 PLUS_MINUS = "\u00a0±\u00a0"  # with no-break spaces
 
@@ -66,7 +66,7 @@ def percent(share: float) -> str:
 def estimate_text(estimate: Mapping[str, float]) -> str:
     """«1,86 ± 0,15» or «(1,81 ± 0,17)·10⁻⁶»: mean and standard error."""
     mean, error = estimate["mean"], estimate["stderr"]
-    if 0 < error < SMALLEST_ERROR and mean:
+    if 0 < error < SMALLEST and mean:
         exponent = math.floor(math.log10(abs(mean)))
         mean, error = mean / 10**exponent, error / 10**exponent
         power = str(exponent).translate(SUPERSCRIPTS)
@@ -98,7 +98,7 @@ def parameters_table(config: WarpConfig) -> pd.DataFrame:
     rows = [
         ("Итераций I", c.iterations), ("Запусков в итерации M", c.runs),
         ("Шагов в запуске T", c.steps), ("Вес KL β", f"{c.beta:g}"), ("Скорость якоря μ", f"{c.mu:g}"),
-        ("LITI η", f"{c.eta:g}"), ("Adam, lr", f"{c.lr:g}".replace("e-0", "e-")),
+        ("LITI η", f"{c.eta:g}"), ("Adam, lr", np.format_float_scientific(c.lr, trim="-", exp_digits=1)),
         ("Линейный прогрев, шагов", c.warmup_steps or "нет"), ("Размер батча", c.batch_size),
         ("Новых токенов, не более", c.max_new_tokens),
         ("Базовая линия", {"none": "нет", "loo": "leave-one-out"}[c.baseline]),
@@ -236,7 +236,8 @@ def _reward(summary: Mapping[str, Any]) -> str:
 
 def _collapse(summary: Mapping[str, Any]) -> str:
     sft, warp = summary["text"]["sft"], summary["text"]["warp"]
-    facts = (f"повторённых слов {percent(warp['repetition'])} % (у SFT-модели "
+    facts = (f"слов в ответе {number(warp['words'], 1)} (у SFT-модели {number(sft['words'], 1)}), "
+             f"повторённых слов {percent(warp['repetition'])} % (у SFT-модели "
              f"{percent(sft['repetition'])} %), различных ответов {percent(warp['distinct'])} % "
              f"(у SFT-модели {percent(sft['distinct'])} %)")  # fmt: skip
     if has_collapsed(summary):
@@ -259,12 +260,12 @@ def _next_step(summary: Mapping[str, Any]) -> str:
 def seed_comparison(summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Ours beside the seed report's figures, a row an experiment and quantity."""
     rows = [
-        (name.removeprefix("experiment_"), QUANTITIES[key].split(",")[0], number(theirs, 1e-5),
-         estimate_text(summaries[name][key]))
+        (f"{name.removeprefix('experiment_')}. {QUANTITIES[key].split(',')[0]}",
+         number(theirs, 1e-6 if "reward" in key else 1e-4), estimate_text(summaries[name][key]))
         for name, figures in SEED_FIGURES.items() if name in summaries
         for key, theirs in zip(SEED_COLUMNS, figures, strict=True)
     ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["Эксперимент", "Величина", "Исходный отчёт", "У нас"])
+    return pd.DataFrame(rows, columns=["Эксперимент и величина", "Исходный отчёт", "У нас"])
 
 
 def seed_verdicts(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -352,9 +353,14 @@ def angle_sentence(angles: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def eta_text(eta: float) -> str:
+    """«η = 0,5», which does not break over lines."""
+    return f"η\u00a0=\u00a0{eta:g}".replace(".", ",")
+
+
 def front_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     """The points of the front and the RL runs: reward and KL with errors."""
-    rows = [(f"η = {p['eta']:g}".replace(".", ","), p) for p in summary["front"]]
+    rows = [(eta_text(p["eta"]), p) for p in summary["front"]]
     rows += [(f"запуск {p['run']}", p) for p in summary["front_runs"]]
     return pd.DataFrame(
         [
@@ -375,9 +381,9 @@ def front_conclusion(summary: Mapping[str, Any]) -> list[str]:
     gain = _difference(end["reward"], start["reward"])
     sure = abs(gain["mean"]) > SIGNIFICANT * gain["stderr"]
     sentences = [
-        f"KL {'растёт' if grows else 'растёт не монотонно'} с η: от {number(kls[0], 0.01)} до "
+        f"KL {'растёт' if grows else 'растёт не монотонно'} с η и на конце отрезка равна "
         f"{estimate_text(end['kl'])} нат на ответ. Наибольшая средняя награда "
-        f"{estimate_text(best['reward'])} – при η = {number(best['eta'], 1)}.",
+        f"{estimate_text(best['reward'])} – при {eta_text(best['eta'])}.",
         f"От SFT-модели до η = 1 награда меняется на {estimate_text(gain)} балла"
         f"{'' if sure else ': это в пределах двух ошибок'}.",
     ]

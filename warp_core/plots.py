@@ -50,8 +50,14 @@ def training_curves(metrics: pd.DataFrame, ax: Axes, column: str = "objective") 
         )  # fmt: skip
     ax.set(xlabel="Шаг обучения $t$", ylabel=NAMES[column])
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(ncols=2, title="запуск $m$ итерации $i$: $\\theta_{m_i}$", title_fontsize="small")
     return ax
+
+
+def runs_legend(ax: Axes) -> None:
+    """Which curve of `training_curves` is which run, above the whole figure of these axes."""
+    handles, labels = ax.get_legend_handles_labels()
+    ax.figure.legend(handles, labels, loc="outside upper center", ncols=len(labels),
+                     title="запуск $m$ итерации $i$: $\\theta_{m_i}$", title_fontsize="small")  # fmt: skip
 
 
 def layer_angles(angles: Sequence[Mapping[str, Any]], ax: Axes) -> Axes:
