@@ -231,7 +231,8 @@ def test_interrupted_build_leaves_no_process(tmp_path: Path) -> None:
     code += "from pathlib import Path\nPath('pids.tmp').write_text(f'{os.getpid()} {child.pid}')\n"
     code += "Path('pids.tmp').rename('pids')\ntime.sleep(300)"
     notebook(root / "notebooks/reward_model.ipynb", "Долго", "run_dir = ''", code)
-    start = "import sys; from pathlib import Path; from reports.build import main\n"
+    start = "import signal, sys; from pathlib import Path; from reports.build import main\n"
+    start += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # as in `python -m`
     builder = subprocess.Popen([sys.executable, "-c", f"{start}sys.exit(main([], Path({str(root)!r})))"],
                                stderr=subprocess.PIPE, text=True, cwd=build.ROOT)  # fmt: skip
     pids = root / "pids"
