@@ -356,4 +356,6 @@ if __name__ == "__main__":
     # Also where SIGINT is ignored, as in a script's background job: papermill would inherit that.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup stays what it is
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     sys.exit(main())

@@ -185,5 +185,8 @@ def _read_member(file: io.BufferedIOBase, archive: str, member: str) -> bytes:
 
 
 if __name__ == "__main__":
-    for asset in ASSETS:
-        print(asset_path(asset))
+    try:
+        for asset in ASSETS:
+            print(asset_path(asset))
+    except AssetError as error:
+        sys.exit(str(error))

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -116,7 +117,7 @@ def _load(auto: Any, source: str, key: str, what: str, **options: Any) -> Any:
         raise ConfigError(f"{key}: {source!r} given; the folder has no config.json")
     try:
         return auto.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
             f"{key}: {source!r} given; cannot load {what} from it: {str(error)[:600]}"
         ) from error

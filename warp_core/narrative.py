@@ -284,13 +284,13 @@ def seed_verdicts(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     claims: list[tuple[str, str, Callable[[], bool], Callable[[], str]]] = [
         ("1", "В первом эксперименте модель не меняется.",
          lambda: not has_moved(s["1"]), lambda: _kls(s["1"])),
-        ("12", "Без прогрева модель сдвигается, но едва заметно.",
+        ("12", "Без прогрева модель сдвигается дальше, чем с ним, но едва заметно.",
          lambda: 10 * kl["1"] < kl["2"] < 1, lambda: _kls(s["2"])),
         ("1234", "При lr = 1e-3 модель уходит дальше всего.",
          lambda: moved_most("3"), lambda: _kls(s["3"])),
         ("234", "Четвёртый эксперимент лежит между вторым и третьим.",
          lambda: kl["2"] < kl["4"] < kl["3"], lambda: _kls(s["4"])),
-        ("1234", "Награда во всех экспериментах одна и та же до пятого знака.",
+        ("1234", "Награда WARP-модели нигде не отличается от награды SFT-модели и на тысячную балла.",
          lambda: all(abs(v["reward_difference"]["mean"]) < 1e-3 for v in s.values()),
          lambda: f"в третьем разность с SFT-моделью {difference('3')}, "
                  f"в четвёртом {difference('4')} балла"),
@@ -340,13 +340,15 @@ def runs_differ(angles: Sequence[Mapping[str, Any]]) -> bool:
 
 def angle_sentence(angles: Sequence[Mapping[str, Any]]) -> str:
     """What the angles mean for the merge."""
+    means = [mean_angle(groups) for groups in angles]
+    known = [m for m in means if m is not None]
+    if not known:
+        return "Угла нет: запуск один, или запуски не сдвинулись."
     if not runs_differ(angles):
         return (
             "Векторы задач запусков совпадают по направлению: SLERP здесь равен обычному среднему, "
             "и слияние ничего не усредняет."
         )
-    means = [mean_angle(groups) for groups in angles]
-    known = [m for m in means if m is not None]
     return (
         f"Средний угол по группам тензоров – от {number(min(known), 1)}° до {number(max(known), 1)}° "
         "по итерациям; в статье углы близки к 90°."
@@ -472,7 +474,10 @@ def overview(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The result in a few sentences, as a Markdown list."""
     accuracy = summaries["reward_model"]["accuracy"]
     in_percent = {key: 100 * accuracy[key] for key in ("mean", "stderr")}
-    lines = [f"Модель награды верно упорядочивает {estimate_text(in_percent)} % отложенных пар."]
+    lines = [
+        f"Модель награды верно упорядочивает {estimate_text(in_percent)} % отложенных "
+        "пар, оценки в которых различаются больше чем на 0,5 балла."
+    ]
     for name, s in summaries.items():
         if name in SEED_FIGURES:
             lines.append(f"Эксперимент {label(name)}. {_movement(s)} {_reward(s)}"

@@ -65,8 +65,8 @@ def layer_angles(angles: Sequence[Mapping[str, Any]], ax: Axes) -> Axes:
     for i, groups in enumerate(angles, start=1):
         layers = [matrix for group, matrix in groups.items() if group.rsplit(".", 1)[-1].isdigit()]
         degrees = [np.nan if m[0][1] is None else m[0][1] for m in layers]
-        ax.plot(degrees, "o-", color=COLORS[i - 1], markersize=4, label=f"итерация {i}",
-                linewidth=3 - i * 0.8)  # fmt: skip
+        ax.plot(degrees, "o-", color=COLORS[(i - 1) % len(COLORS)], markersize=4,
+                label=f"итерация {i}", linewidth=2.2 if i == 1 else 1.4)  # fmt: skip
     ax.axhline(90, color="gray", linewidth=1, linestyle=":")
     ax.set(
         xlabel="Номер слоя", ylabel="Угол между $\\delta_1$ и $\\delta_2$, градусы", ylim=(-5, 100)

@@ -59,8 +59,8 @@ def load_prompts(config: WarpConfig) -> Prompts:
         first, n_eval = 0, int(OWN_EVAL_SHARE * len(texts))
     cut = len(texts) - n_eval
     evaluation = _first_words(texts[cut:], config.prompt_words)
-    train = [p for p in _first_words(texts[first:cut], config.prompt_words)
-             if p not in set(evaluation)]  # fmt: skip
+    held_out = set(evaluation)
+    train = [p for p in _first_words(texts[first:cut], config.prompt_words) if p not in held_out]
     if len(evaluation) < config.eval_prompts:
         raise ConfigError(
             f"eval_prompts: {config.eval_prompts} given; {config.prompts!r} has {len(texts)} texts; "

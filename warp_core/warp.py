@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from warp_core.assets import AssetError
 from warp_core.config import ConfigError, WarpConfig
 from warp_core.evaluate import Completions, complete, estimate, evaluate_pair, policy_kl
 from warp_core.merge import liti, slerp_with_angles
@@ -60,15 +61,15 @@ class World:
         problems = []
         try:
             self.prompts = load_prompts(config)
-        except ConfigError as error:
+        except (AssetError, ConfigError) as error:
             problems.append(str(error))
         try:
             self.reward = load_reward(config.reward_model, config.positive_label)
-        except ConfigError as error:
+        except (AssetError, ConfigError) as error:
             problems.append(str(error))
         try:
             self.sft, self.tokenizer = load_policy(config.policy)
-        except ConfigError as error:
+        except (AssetError, ConfigError) as error:
             problems.append(str(error))
         if problems:
             raise ConfigError("\n".join(problems))
@@ -294,7 +295,8 @@ def _progress(config: WarpConfig, run_dir: Path, iteration: int) -> Iterator[Non
 
 def sft_completions(world: World, config: WarpConfig, folder: Path) -> Completions:
     """θ_sft's completions and rewards, computed once for all experiments that share them."""
-    asked = [config.seed, config.temperature, config.max_new_tokens, world.prompts.evaluation]
+    asked = [config.seed, config.temperature, config.max_new_tokens, config.positive_label,
+             world.prompts.evaluation]  # fmt: skip
     key = hashlib.sha256(json.dumps([world.identity, asked]).encode()).hexdigest()[:24]
     path = folder / f"{key}.safetensors"
     if not path.is_file():
