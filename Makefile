@@ -45,8 +45,8 @@ $(READY): pyproject.toml constraints.txt
 
 clean:
 	rm -rf runs/smoke .pytest_cache .ruff_cache .hypothesis build *.egg-info
-	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print \
-		| xargs rm -rf
+	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune \
+		-exec rm -rf {} +
 
 distclean: clean
 	rm -rf .venv runs

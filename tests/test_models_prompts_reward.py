@@ -249,6 +249,21 @@ def test_three_labels_are_no_reward(tmp_path, label):
         load_reward(str(tiny.save(model, tokenizer, tmp_path / "three")), label)
 
 
+def test_a_policy_without_its_head_is_refused(tmp_path):
+    tokenizer = tiny.make_tokenizer(pad=True)
+    folder = tiny.save(tiny.make_causal_reward_model("llama", len(tokenizer)), tokenizer, tmp_path)
+    with pytest.raises(ConfigError, match=r"policy: .* weights are missing: lm_head"):
+        load_policy(str(folder))
+
+
+def test_cut_off_weights_are_refused(policy_folders, tmp_path):
+    folder = shutil.copytree(policy_folders("llama"), tmp_path / "cut")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match=r"policy: .* cannot load a causal language model"):
+        load_policy(str(folder))
+
+
 def test_a_reward_model_without_a_trained_head_is_refused(policy_folders):
     with pytest.raises(ConfigError, match=r"reward_model: .* weights are missing: score"):
         load_reward(str(policy_folders("llama")))

@@ -54,8 +54,8 @@ def load_policy(spec: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if source.endswith(".gguf"):
         source = str(_converted(Path(source)))
     tokenizer = _load_tokenizer(source, "policy")
-    model = _load(AutoModelForCausalLM, source, "policy", "a causal language model",
-                  dtype=torch.float32, use_safetensors=True)  # fmt: skip
+    model, info = _load(AutoModelForCausalLM, source, "policy", "a causal language model")
+    _refuse_missing(info, "policy", spec, "a causal language model")
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"policy: {spec!r} given; its tokenizer names no end-of-text token")
     tokenizer.padding_side = "left"
@@ -85,13 +85,9 @@ def load_classifier(
     tokenizer = _load_tokenizer(source, "reward_model")
     head: dict[str, Any] = {} if labels is None else {"num_labels": labels}
     model, info = _load(AutoModelForSequenceClassification, source, "reward_model",
-                        "a sequence classifier", dtype=torch.float32, use_safetensors=True,
-                        output_loading_info=True, **head)  # fmt: skip
-    if labels is None and info["missing_keys"]:
-        raise ConfigError(
-            f"reward_model: {spec!r} given; it is no trained classifier, weights are missing: "
-            f"{', '.join(sorted(info['missing_keys']))[:200]}"
-        )
+                        "a sequence classifier", **head)  # fmt: skip
+    if labels is None:
+        _refuse_missing(info, "reward_model", spec, "a trained classifier")
     # Classifiers on a causal LM read the last token that is no pad: both must name the same one.
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -99,8 +95,17 @@ def load_classifier(
     return model.to(best_device()).eval(), tokenizer
 
 
+def _refuse_missing(info: Mapping[str, Any], key: str, spec: str, what: str) -> None:
+    """transformers fills missing weights with random numbers."""
+    if missing := sorted(info["missing_keys"]):
+        raise ConfigError(
+            f"{key}: {spec!r} given; it is not {what}, weights are missing: "
+            f"{', '.join(missing)[:200]}"
+        )
+
+
 def _load_tokenizer(source: str, key: str) -> PreTrainedTokenizerBase:
-    tokenizer = _load(AutoTokenizer, source, key, "a tokenizer")
+    tokenizer = _from_pretrained(AutoTokenizer, source, key, "a tokenizer")
     # Where its files are missing, transformers makes one up, of special tokens alone.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise ConfigError(
@@ -110,6 +115,12 @@ def _load_tokenizer(source: str, key: str) -> PreTrainedTokenizerBase:
 
 
 def _load(auto: Any, source: str, key: str, what: str, **options: Any) -> Any:
+    """A float32 model, and which of its weights were missing."""
+    return _from_pretrained(auto, source, key, what, dtype=torch.float32, use_safetensors=True,
+                            output_loading_info=True, **options)  # fmt: skip
+
+
+def _from_pretrained(auto: Any, source: str, key: str, what: str, **options: Any) -> Any:
     folder = Path(source)
     if source.startswith((".", "/", "~", "runs/")) and not folder.is_dir():
         raise ConfigError(f"{key}: {source!r} given; there is no such folder")
