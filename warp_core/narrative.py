@@ -190,12 +190,13 @@ def _kls(summary: Mapping[str, Any]) -> str:
 
 
 def _movement(summary: Mapping[str, Any]) -> str:
-    kls = _kls(summary)
     if not has_moved(summary):
-        return f"Модель практически не сдвинулась: {kls}."
-    if max(summary[k]["mean"] for k in ("kl_sft_warp", "kl_warp_sft")) > FAR_NATS:
-        return f"Модель ушла от SFT-модели очень далеко: {kls}."
-    return f"Модель сдвинулась: {kls}."
+        how = "практически не сдвинулась"
+    elif max(summary[k]["mean"] for k in ("kl_sft_warp", "kl_warp_sft")) > FAR_NATS:
+        how = "ушла от SFT-модели очень далеко"
+    else:
+        how = "сдвинулась"
+    return f"Модель {how}: {_kls(summary)}."
 
 
 def _coincidence(metrics: pd.DataFrame, config: WarpConfig) -> list[str]:

@@ -34,9 +34,6 @@ class Rollout:
         """(B, N) int64."""
         return self.tokens[:, -self.completion_mask.shape[1] :]
 
-    def __getitem__(self, rows: slice) -> "Rollout":
-        return Rollout(self.tokens[rows], self.attention_mask[rows], self.completion_mask[rows])
-
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """The completions as texts, special tokens left out."""
         rows = zip(self.completions, self.completion_mask, strict=True)
