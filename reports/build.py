@@ -14,7 +14,6 @@ import argparse
 import ast
 import base64
 import contextlib
-import difflib
 import hashlib
 import json
 import re
@@ -33,11 +32,22 @@ from filelock import FileLock, Timeout
 import warp_core
 from reports.page import INSERTED, Part, ReportError, compile_page
 from reports.status import Status
-from warp_core.config import ConfigError, WarpConfig, load_params
+from warp_core.config import (
+    ConfigError,
+    FrontConfig,
+    Parameters,
+    RewardConfig,
+    WarpConfig,
+    load_params,
+    unknown_parameter,
+)
 from warp_core.runs import read_json, write_bytes, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-EXPERIMENT = "experiment.ipynb"  # its parameters are WarpConfig's
+EXPERIMENT = "experiment.ipynb"
+CONFIGS: dict[str, type[Parameters]] = {  # what checks a notebook's parameters
+    EXPERIMENT: WarpConfig, "reward_model.ipynb": RewardConfig, "pareto_front.ipynb": FrontConfig,
+}  # fmt: skip
 SHOWING = ("narrative.py", "plots.py")  # the code of tables, sentences and figures
 POLL_SECONDS = 1
 
@@ -143,7 +153,7 @@ def _load_section(
         parameters = own = parameters_of(notebook)
         for file in files:
             loaded = load_params(file)
-            mistakes += [f"{where}: params/{file.name}: {_unknown(key, list(own))}"
+            mistakes += [f"{where}: params/{file.name}: {key}: {unknown_parameter(key, list(own))}"
                          for key in loaded if key not in own]  # fmt: skip
             parameters = parameters | {key: loaded[key] for key in loaded if key in own}
     except (ReportError, ConfigError) as error:
@@ -157,22 +167,17 @@ def _load_section(
     folders = {key: value for key, value in folders.items() if key in own}
     parameters = parameters | folders
     total = 0
-    if notebook.name == EXPERIMENT:
+    if config_class := CONFIGS.get(notebook.name):
         try:
-            config = WarpConfig(**parameters)
-            total = config.iterations * config.runs * config.steps
+            config = config_class(**parameters)
+            if isinstance(config, WarpConfig):
+                total = config.iterations * config.runs * config.steps
         except ConfigError as error:
             mistakes.append(f"{where}: {error}")
     minutes = entry["smoke_minutes" if smoke else "minutes"]
     reads = [pattern.format(id=entry["id"]) for pattern in entry.get("reads", [])]
     return Section(entry["id"], notebook, files, folders, parameters, reads, minutes, total,
                    root, runs)  # fmt: skip
-
-
-def _unknown(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"the notebook has: {', '.join(known)}"
-    return f"unknown parameter {key!r}; {hint}"
 
 
 def parameters_of(notebook: Path) -> dict[str, Any]:
@@ -304,8 +309,8 @@ def picture(project: Project) -> bytes:
 def provenance(project: Project) -> str:
     """When, from which commit and in how long the numbers were made; in Russian."""
     folders = [project.runs / section.id for section in project.sections]
-    seconds = sum(read_json(f / "summary.json").get("seconds", 0) for f in folders
-                  if (f / "summary.json").is_file())  # fmt: skip
+    summaries = [read_json(f / "summary.json") for f in folders if (f / "summary.json").is_file()]
+    seconds = sum(s.get("seconds", 0) + s.get("front_seconds", 0) for s in summaries)
     commits = {read_json(f / "meta.json")["commit"] for f in folders if (f / "meta.json").is_file()}
     ended = max(_read(section.executed).metadata["papermill"]["end_time"]
                 for section in project.sections if section.executed.is_file())  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from warp_core import models
-from warp_core.config import WarpConfig
+from warp_core.config import RewardConfig, WarpConfig
 from warp_core.models import load_classifier, load_policy
 from warp_core.prompts import load_prompts, rated_texts
 from warp_core.reward import RewardModel, pairwise_accuracy, train_reward_model
@@ -87,7 +87,7 @@ def test_a_reward_model_of_a_few_hundred_short_reviews_sees_the_text(rated):
     torch.manual_seed(0)  # of the new head
     reward = RewardModel(*load_classifier("asset:minilm-l6", labels=1))
     train, held_out = ([r for r in part if len(r.text.split()) <= 8] for part in rated)
-    train_reward_model(reward, train[:480], 1, 3e-4, 16, seed=0, on_step=lambda row: None)
+    train_reward_model(reward, train[:480], RewardConfig(lr=3e-4, batch_size=16), lambda row: None)
     scores = reward([r.text for r in held_out]).numpy()
     accuracy = pairwise_accuracy(scores, np.array([r.rating for r in held_out]), 0.5)
     assert accuracy > 0.75, f"{accuracy:.3f} of the pairs of {len(held_out)} held-out reviews"

@@ -73,9 +73,9 @@ def test_an_unknown_key_is_named_with_its_likely_meaning():
 
 
 def test_leave_one_out_needs_two_completions():
-    assert "batch_size: 1 given; baseline 'loo' needs 2 or more" in refusal(
-        baseline="loo", batch_size=1
-    )
+    message = refusal(baseline="loo", batch_size=1, lr=-1)
+    assert "baseline: 'loo' given; allowed: 'none', for 'loo' needs a batch_size of 2 or" in message
+    assert "lr: -1 given" in message
     assert WarpConfig(baseline="loo", batch_size=2).batch_size == 2
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from warp_core import prompts as prompts_module
-from warp_core.config import ConfigError, WarpConfig
+from warp_core.config import ConfigError, RewardConfig, WarpConfig
 from warp_core.models import (
     fingerprint,
     load_classifier,
@@ -349,7 +349,7 @@ def test_training_separates_two_words_and_fixes_the_scale(tiny_reward_folder):
     rated = synthetic()
     train, held_out = rated[:320], rated[320:]
     rows = []
-    train_reward_model(reward, train, 6, 1e-2, 32, seed=0, on_step=rows.append)
+    train_reward_model(reward, train, RewardConfig(epochs=6, lr=1e-2), rows.append)
     scores = reward([text for text, _ in held_out]).numpy()
     ratings = np.array([rating for _, rating in held_out])
     assert pairwise_accuracy(scores, ratings) > 0.95
@@ -362,7 +362,8 @@ def test_training_separates_two_words_and_fixes_the_scale(tiny_reward_folder):
 def test_learning_rate_warms_up_and_falls_to_zero(tiny_reward_folder):
     rows = []
     reward = load_reward(str(tiny_reward_folder))
-    train_reward_model(reward, synthetic(160), 5, 1e-3, 16, seed=0, on_step=rows.append)
+    config = RewardConfig(epochs=5, lr=1e-3, batch_size=16)
+    train_reward_model(reward, synthetic(160), config, rows.append)
     rates = [row["lr"] for row in rows]
     assert len(rates) == 50
     assert rates[:3] == pytest.approx([5e-5, 1e-4, 1.5e-4])
@@ -374,7 +375,7 @@ def test_same_seed_trains_the_same_reward_model(tiny_reward_folder):
     prints = []
     for seed in (0, 0, 1):
         reward = load_reward(str(tiny_reward_folder))
-        train_reward_model(reward, synthetic(96), 1, 1e-3, 32, seed, lambda row: None)
+        train_reward_model(reward, synthetic(96), RewardConfig(seed=seed), lambda row: None)
         prints.append(fingerprint(reward.model))
     assert prints[0] == prints[1] != prints[2]
 
@@ -383,7 +384,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(tiny_reward_folder):
     reward = load_reward(str(tiny_reward_folder))
     rated = [*synthetic(64), *[Rated("good", math.nan)] * 64]
     with pytest.raises(FloatingPointError, match=r"reward model, step \d+: loss is nan"):
-        train_reward_model(reward, rated, 1, 1e-3, 32, 0, lambda row: None)
+        train_reward_model(reward, rated, RewardConfig(), lambda row: None)
 
 
 def test_an_epoch_meets_every_text_once_in_batches_of_about_one_length():

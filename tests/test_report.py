@@ -303,11 +303,9 @@ def test_every_mistake_is_found_before_anything_runs(
     (root / "reports/method.md").unlink()
     assert build.main([], root) == 2
     said = capsys.readouterr().err
-    assert (
-        "one (notebooks/experiment.ipynb): params/one.yaml: unknown parameter 'itertions'" in said
-    )
+    assert "one (notebooks/experiment.ipynb): params/one.yaml: itertions: unknown parameter" in said
     assert "did you mean 'iterations'?" in said
-    assert "unknown parameter 'learning_rat'" in said
+    assert "learning_rat: unknown parameter" in said
     assert "beta: -1 given" in said
     assert (
         "summary (notebooks/summary.ipynb): the parameters cell needs lines `name = literal`"

@@ -225,10 +225,3 @@ def test_texts_are_the_words_before_the_end(gpt2):
     end = tokenizer.eos_token_id
     y = tiny.rollout_of([bad], [[good, film, end], [end], [good, good, film, bad]], end)
     assert y.texts(tokenizer) == [" good film", "", " good good film bad"]
-
-
-def test_rows_of_a_rollout_are_a_rollout(ended):
-    part = ended[2:5]
-    assert torch.equal(part.tokens, ended.tokens[2:5])
-    assert torch.equal(part.attention_mask, ended.attention_mask[2:5])
-    assert torch.equal(part.completions, ended.completions[2:5])

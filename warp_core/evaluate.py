@@ -8,8 +8,9 @@ Both policies of a pair answer the same prompts with the same random numbers, so
 equal completions, and the difference of their rewards is a paired one.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +109,49 @@ def evaluate_pair(
         "kl_warp_sft": estimate(policy_kl(warp, sft, of_warp, config)),
         "text": {"sft": text_statistics(of_sft.texts), "warp": text_statistics(of_warp.texts)},
     }
+
+
+def front_summary(
+    points: Sequence[Mapping[str, Any]], of_sft: Sequence[float]
+) -> dict[str, list[dict[str, Any]]]:
+    """The front and the RL runs beside it, from what each evaluation prompt gave.
+
+    Args:
+        points: a row an evaluated policy: its `eta` or its `run`, `rewards` and `kls` (KL(π‖sft),
+            nats per completion), one for each evaluation prompt.
+        of_sft: θ_sft's rewards on the same prompts.
+
+    Returns:
+        front: by η, each eta, reward, kl, gain (reward − θ_sft's, paired by prompt); front_runs: by
+        run, each run and the same, and front_above: the front's reward at the run's KL, linear
+        between its points, minus the run's, paired by prompt; null beyond the front's ends.
+    """
+
+    def described(point: Mapping[str, Any], name: str) -> dict[str, Any]:
+        return {name: point[name], "reward": estimate(point["rewards"]),
+                "kl": estimate(point["kls"]),
+                "gain": estimate(np.subtract(point["rewards"], of_sft))}  # fmt: skip
+
+    swept = sorted((p for p in points if "eta" in p), key=lambda p: p["eta"])
+    runs = sorted((p for p in points if "run" in p), key=lambda p: p["run"])
+    return {
+        "front": [described(p, "eta") for p in swept],
+        "front_runs": [described(p, "run") | {"front_above": _above(swept, p)} for p in runs],
+    }
+
+
+def _above(
+    swept: Sequence[Mapping[str, Any]], run: Mapping[str, Any]
+) -> dict[str, float | int] | None:
+    kl = float(np.mean(run["kls"]))
+    by_kl = sorted(swept, key=lambda p: float(np.mean(p["kls"])))
+    for low, high in itertools.pairwise(by_kl):
+        start, end = float(np.mean(low["kls"])), float(np.mean(high["kls"]))
+        if start <= kl <= end:
+            part = (kl - start) / (end - start) if end > start else 0.0
+            of_front = np.multiply(low["rewards"], 1 - part) + np.multiply(high["rewards"], part)
+            return estimate(of_front - np.array(run["rewards"]))
+    return None
 
 
 def estimate(values: Sequence[float] | np.ndarray) -> dict[str, float | int]:

@@ -126,11 +126,16 @@ def _from_pretrained(auto: Any, source: str, key: str, what: str, **options: Any
         raise ConfigError(f"{key}: {source!r} given; there is no such folder")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ConfigError(f"{key}: {source!r} given; the folder has no config.json")
+    return _attempt(auto, source, key, what, **options)
+
+
+def _attempt(auto: Any, source: str, key: str, what: str, **options: Any) -> Any:
     try:
         return auto.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        given = str(Path(source) / options.get("gguf_file", ""))
         raise ConfigError(
-            f"{key}: {source!r} given; cannot load {what} from it: {str(error)[:600]}"
+            f"{key}: {given!r} given; cannot load {what} from it: {str(error)[:600]}"
         ) from error
 
 
@@ -145,9 +150,10 @@ def _converted(gguf: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not folder.is_dir():
-                where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-                tokenizer = AutoTokenizer.from_pretrained(**where)
-                model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+                source, file = str(gguf.parent), {"gguf_file": gguf.name}
+                tokenizer = _attempt(AutoTokenizer, source, "policy", "a tokenizer", **file)
+                model = _attempt(AutoModelForCausalLM, source, "policy", "a causal language model",
+                                 dtype=torch.float32, **file)  # fmt: skip
                 # It is float32 now: what the config says of GGUF's quantisation no longer holds.
                 delattr(model.config, "quantization_config")
                 save_policy(model, tokenizer, folder)
@@ -155,15 +161,20 @@ def _converted(gguf: Path) -> Path:
 
 
 def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
-    """θ: the model's parameters by name, tied ones once; the tensors themselves, no copies."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    """θ: what the model stores, by name, tied tensors once; the tensors themselves, no copies.
+
+    These are its parameters and, in some models, buffers: the expert biases of a mixture, say.
+    """
+    stored = model.state_dict().keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
+    return {name: parameter.detach() for name, parameter in model.named_parameters()} | buffers
 
 
 @torch.no_grad()
 def set_weights(model: PreTrainedModel, theta: Mapping[str, Tensor]) -> None:
     """Copy θ into the model, name by name; raises KeyError where a name is missing."""
-    for name, parameter in model.named_parameters():
-        parameter.copy_(theta[name])
+    for name, tensor in weights_of(model).items():
+        tensor.copy_(theta[name])
 
 
 def save_policy(

@@ -36,10 +36,7 @@ class Prompts(NamedTuple):
 
 def rated_texts() -> tuple[list[Rated], list[Rated]]:
     """Rated movie-review sentences: the reward model's part, and the held-out evaluation part."""
-    table = asset_path(RATED) / "movie_reviews.tsv"
-    rows = (line.split("\t", 2) for line in table.read_text(encoding="latin-1").splitlines())
-    unique = {text.strip(): float(rating) for _, rating, text in rows}
-    rated = [Rated(text, rating) for text, rating in unique.items()]
+    rated = _read_rated()
     random.Random(SPLIT_SEED).shuffle(rated)
     return rated[: int(REWARD_SHARE * len(rated))], rated[-int(EVAL_SHARE * len(rated)) :]
 
@@ -77,12 +74,18 @@ def _first_words(texts: list[str], words: int) -> list[str]:
     return list(dict.fromkeys(" ".join(w[:words]) for w in split if len(w) >= words))
 
 
+def _read_rated() -> list[Rated]:
+    """Different texts with their ratings, in the order of the file."""
+    table = asset_path(RATED) / "movie_reviews.tsv"
+    rows = (line.split("\t", 2) for line in table.read_text(encoding="latin-1").splitlines())
+    ratings = {text.strip(): float(rating) for _, rating, text in rows}
+    return [Rated(text, rating) for text, rating in ratings.items()]
+
+
 def _read_texts(spec: str) -> list[str]:
     """Different texts, in their order."""
     if spec == RATED:
-        table = asset_path(spec) / "movie_reviews.tsv"
-        lines = table.read_text(encoding="latin-1").splitlines()
-        texts = [line.split("\t", 2)[2] for line in lines]
+        texts = [rated.text for rated in _read_rated()]
     elif spec.startswith(PREFIX):
         raise ConfigError(f"prompts: {spec!r} given; the only asset with prompts is {RATED!r}")
     elif Path(spec).is_file():

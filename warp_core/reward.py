@@ -7,8 +7,8 @@ then read as a rating from −4 to 4.
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from warp_core.config import ConfigError
-from warp_core.models import load_classifier, save_policy
+from warp_core.config import ConfigError, RewardConfig
+from warp_core.models import fingerprint, load_classifier, save_policy
 from warp_core.prompts import Rated, rated_texts
 from warp_core.runs import append_jsonl, open_run, read_json, write_json, write_jsonl
 
 SCORE_BATCH = 64
-MAX_TOKENS = 256
+NO_LIMIT = 1_000_000  # tokens; tokenizers that know of no limit name an astronomical number
 BUCKET = 16  # batches sorted by length together, so that little is spent on padding
 WARMUP_STEPS = 20
 SQUARED_ERROR_WEIGHT = 0.1
@@ -34,7 +34,8 @@ CURVE_TEXTS, CURVE_STEPS = 300, 40  # of the learning curve: held-out texts, ste
 class RewardModel:
     """r: texts (prompt + completion) -> (B,) float32 rewards, on the CPU.
 
-    With one label the reward is its logit; with two it is the log-odds of the positive one.
+    With one label the reward is its logit; with two it is the log-odds of the positive one. A text
+    longer than `max_tokens`, what the model can read, is cut there, with a warning.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class RewardModel:
             )
         self.model, self.tokenizer = model.eval(), tokenizer
         longest = getattr(model.config, "max_position_embeddings", None)  # ALiBi has no limit
-        self.max_tokens = min(MAX_TOKENS, longest or MAX_TOKENS)
+        self.max_tokens = min(longest or NO_LIMIT, tokenizer.model_max_length, NO_LIMIT)
         self.positive = labels[positive_label] if positive_label else None
 
     @torch.no_grad()
@@ -62,8 +63,12 @@ class RewardModel:
 
     def score(self, texts: Sequence[str]) -> Tensor:
         """Rewards of one batch, with their graph."""
-        batch = self.tokenizer(list(texts), padding=True, truncation=True,
-                               max_length=self.max_tokens, return_tensors="pt")  # fmt: skip
+        batch = self.tokenizer(list(texts), padding=True, return_tensors="pt")
+        if batch["input_ids"].shape[1] > self.max_tokens:
+            warnings.warn(f"the reward model reads {self.max_tokens} tokens; what stands behind "
+                          "them in longer texts is not scored", stacklevel=2)  # fmt: skip
+            batch = self.tokenizer(list(texts), padding=True, truncation=True,
+                                   max_length=self.max_tokens, return_tensors="pt")  # fmt: skip
         logits = self.model(**batch.to(self.model.device)).logits  # (B, 1) or (B, 2)
         if self.positive is None:
             return logits[:, 0]
@@ -88,10 +93,7 @@ def bradley_terry_loss(scores: Tensor, ratings: Tensor) -> Tensor:
 def train_reward_model(
     reward: RewardModel,
     rated: Sequence[Rated],
-    epochs: int,
-    lr: float,
-    batch_size: int,
-    seed: int,
+    config: RewardConfig,
     on_step: Callable[[dict[str, Any]], None],
 ) -> None:
     """AdamW on Bradley-Terry + 0.1 · squared error; lr warms up, then falls linearly to 0.
@@ -99,13 +101,13 @@ def train_reward_model(
     Calls `on_step` with step, steps, loss, lr after every step.
     Raises FloatingPointError where the loss is not finite.
     """
-    torch.manual_seed(seed)
-    rng = random.Random(seed)
+    torch.manual_seed(config.seed)
+    rng = random.Random(config.seed)
     model = reward.model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
-    batches = [b for _ in range(epochs) for b in _batches(rated, batch_size, rng)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01)
+    batches = [b for _ in range(config.epochs) for b in _batches(rated, config.batch_size, rng)]
     for step, batch in enumerate(batches, start=1):
-        now = lr * min(step / WARMUP_STEPS, 1 - (step - 1) / len(batches))
+        now = config.lr * min(step / WARMUP_STEPS, 1 - (step - 1) / len(batches))
         optimizer.param_groups[0]["lr"] = now
         scores = reward.score([text for text, _ in batch])
         ratings = torch.tensor([rating for _, rating in batch], device=scores.device)
@@ -120,26 +122,30 @@ def train_reward_model(
     model.eval()
 
 
-def run_reward_model(params: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
-    """Train a reward model on the human ratings, measure it on held-out texts, keep all in run_dir.
+def run_reward_model(config: RewardConfig) -> dict[str, Any]:
+    """Train a reward model on the human ratings, measure it on held-out texts, keep all in a folder.
 
-    run_dir/model is the folder that an experiment's `reward_model` names; training.jsonl has the
+    model/ in the run folder is the folder that an experiment's `reward_model` names; training.jsonl has the
     loss of every step, learning_curve.jsonl the held-out accuracy on the way, held_out.jsonl each
     held-out text with its rating and score. What is there already is not done again.
-
-    Args:
-        params: reward_body, epochs, lr, batch_size, train_sentences (0: all), seed.
 
     Returns:
         What summary.json holds: accuracy (pairs whose ratings differ by more than CLOSE),
         accuracy_all_pairs, correlation, rmse, each mean, stderr, n; train_sentences, seconds.
+
+    Raises:
+        ConfigError: the parameters, or what they name, cannot be used; nothing was created then.
     """
-    start = time.monotonic()
-    body, tokenizer = load_classifier(str(params["reward_body"]), labels=1)
-    reward = RewardModel(body, tokenizer)
+    start, run_dir = time.monotonic(), config.folder
     train, held_out = rated_texts()
-    train = train[: params["train_sentences"] or None]
-    open_run(dict(params), run_dir, {})
+    train = train[: config.train_sentences or None]
+    if len(train) < config.batch_size:
+        raise ConfigError(f"batch_size: {config.batch_size} given; there are only {len(train)} "
+                          "training sentences")  # fmt: skip
+    torch.manual_seed(config.seed)  # the head is drawn
+    body, tokenizer = load_classifier(config.reward_body, labels=1)
+    reward = RewardModel(body, tokenizer)
+    open_run(config.model_dump(), run_dir, {"body_sha256": fingerprint(body)})
     if (run_dir / "summary.json").is_file():
         return read_json(run_dir / "summary.json")
     for log in ("training.jsonl", "learning_curve.jsonl"):
@@ -158,9 +164,7 @@ def run_reward_model(params: Mapping[str, Any], run_dir: Path) -> dict[str, Any]
             )
             reward.model.train()
 
-    train_reward_model(
-        reward, train, params["epochs"], params["lr"], params["batch_size"], params["seed"], on_step
-    )
+    train_reward_model(reward, train, config, on_step)
     save_policy(reward.model, tokenizer, run_dir / "model")
     scores = reward([r.text for r in held_out]).numpy()
     rows = zip(held_out, scores.tolist(), strict=True)

@@ -35,9 +35,19 @@ class Rollout:
         return self.tokens[:, -self.completion_mask.shape[1] :]
 
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """The completions as texts, special tokens left out."""
-        rows = zip(self.completions, self.completion_mask, strict=True)
-        return [str(tokenizer.decode(ids[m], skip_special_tokens=True)) for ids, m in rows]
+        """The completions as texts, special tokens left out: what stands behind the prompt's text.
+
+        Prompt and completion are decoded together: alone, a completion loses its first space
+        where the tokenizer is SentencePiece's.
+        """
+
+        def decode(tokens: Tensor, mask: Tensor) -> str:
+            return str(tokenizer.decode(tokens[mask.bool()], skip_special_tokens=True,
+                                        clean_up_tokenization_spaces=False))  # fmt: skip
+
+        p = self.tokens.shape[1] - self.completion_mask.shape[1]
+        rows = zip(self.tokens, self.attention_mask, strict=True)
+        return [decode(ids, mask)[len(decode(ids[:p], mask[:p])) :] for ids, mask in rows]
 
 
 def encode_prompts(

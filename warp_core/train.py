@@ -94,7 +94,7 @@ def train_run(
         lr = warmed_up(config.lr, t, config.warmup_steps)
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
-        _finite("weight norm", get_total_norm(weights_of(policy).values()), t)
+        _finite("weight norm", get_total_norm([p.detach() for p in policy.parameters()]), t)
 
         # line 9: θ_ema ← (1 − μ)·θ_ema + μ·θ
         if config.anchor == "ema":

@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warp_core.assets import AssetError
-from warp_core.config import ConfigError, WarpConfig
-from warp_core.evaluate import Completions, complete, estimate, evaluate_pair, policy_kl
+from warp_core.config import ConfigError, FrontConfig, WarpConfig
+from warp_core.evaluate import Completions, complete, evaluate_pair, front_summary, policy_kl
 from warp_core.merge import liti, slerp_with_angles
 from warp_core.models import (
     best_device,
@@ -38,12 +38,12 @@ from warp_core.models import (
     weights_of,
 )
 from warp_core.prompts import Prompts, load_prompts
-from warp_core.reward import RewardModel, load_reward
+from warp_core.reward import NO_LIMIT, RewardModel, load_reward
 from warp_core.rollout import Rollout
 from warp_core.runs import append_jsonl, open_run, read_json, read_jsonl, write_json, write_jsonl
 from warp_core.train import TrainingError, train_run
 
-ETAS = (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)  # grid of the front, the paper's
+FIELDS = ("tokens", "attention_mask", "completion_mask")  # of a Rollout
 
 
 class World:
@@ -58,42 +58,28 @@ class World:
     tokenizer: PreTrainedTokenizerBase
 
     def __init__(self, config: WarpConfig) -> None:
-        problems = []
-        try:
+        problems: list[str] = []
+        prompts: list[str] = []
+        read: list[Any] = []  # the prompts, and what both models see of them
+        with _noted(problems):
             self.prompts = load_prompts(config)
-        except (AssetError, ConfigError) as error:
-            problems.append(str(error))
-        try:
+            prompts = [*self.prompts.train, *self.prompts.evaluation]
+            read.append(self.prompts)
+        with _noted(problems):
             self.reward = load_reward(config.reward_model, config.positive_label)
-        except (AssetError, ConfigError) as error:
-            problems.append(str(error))
-        try:
+            limit = self.reward.max_tokens
+            read.append(_tokens(prompts, self.reward.tokenizer, limit, "reward model", config))
+        with _noted(problems):
             self.sft, self.tokenizer = load_policy(config.policy)
-        except (AssetError, ConfigError) as error:
-            problems.append(str(error))
+            limit = getattr(self.sft.config, "max_position_embeddings", None) or NO_LIMIT
+            read.append(_tokens(prompts, self.tokenizer, limit, "policy", config))
         if problems:
             raise ConfigError("\n".join(problems))
-        self._check_context(config)
-        texts = json.dumps(self.prompts, ensure_ascii=False)
         self.identity = {
             "policy_sha256": fingerprint(self.sft),
             "reward_sha256": fingerprint(self.reward.model),
-            "prompts_sha256": hashlib.sha256(texts.encode()).hexdigest(),
+            "prompts_sha256": hashlib.sha256(json.dumps(read).encode()).hexdigest(),
         }
-
-    def _check_context(self, config: WarpConfig) -> None:
-        limit = getattr(self.sft.config, "max_position_embeddings", None)
-        if limit is None:  # ALiBi and the like have no such limit
-            return
-        prompts = [*self.prompts.train, *self.prompts.evaluation]
-        lengths = [len(ids) for ids in self.tokenizer(prompts)["input_ids"]]
-        longest = int(np.argmax(lengths))
-        if lengths[longest] + config.max_new_tokens > limit:
-            raise ConfigError(
-                f"max_new_tokens: {config.max_new_tokens} given; the longest prompt has "
-                f"{lengths[longest]} tokens ({prompts[longest][:60]!r} …) and the policy's context "
-                f"only {limit}; lower max_new_tokens or prompt_words"
-            )
 
     def policy(self, theta: Mapping[str, Tensor]) -> PreTrainedModel:
         """A model of θ_sft's kind with these weights."""
@@ -102,12 +88,40 @@ class World:
         return model
 
 
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """Go on after what cannot be used, so that all of it is told at once."""
+    try:
+        yield
+    except (AssetError, ConfigError) as error:
+        problems.append(str(error))
+
+
+def _tokens(
+    prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int, whose: str,
+    config: WarpConfig,
+) -> list[list[int]]:  # fmt: skip
+    """The prompts' tokens; raises ConfigError where a completion may not fit behind them."""
+    if not prompts:  # they could not be loaded, which is told already
+        return []
+    tokens = tokenizer(list(prompts))["input_ids"]
+    longest = max(range(len(prompts)), key=lambda i: len(tokens[i]))
+    if len(tokens[longest]) + config.max_new_tokens > limit:
+        raise ConfigError(
+            f"max_new_tokens: {config.max_new_tokens} given; the longest prompt has "
+            f"{len(tokens[longest])} tokens ({prompts[longest][:60]!r} …), and the {whose} reads "
+            f"only {limit}; lower max_new_tokens or prompt_words"
+        )
+    return tokens
+
+
 def run_warp(config: WarpConfig, run_dir: Path | str | None = None) -> dict[str, Any]:
     """Algorithm 1 and its evaluation; everything goes to the run folder.
 
     Returns:
         What summary.json holds: sft_reward, warp_reward, reward_difference, kl_sft_warp,
-        kl_warp_sft (each mean, stderr, n; KL in nats per completion), text, angles, front, seconds.
+        kl_warp_sft (each mean, stderr, n; KL in nats per completion), text, angles,
+        training_reward (mean over an iteration's batches, one for each), front, seconds.
 
     Raises:
         ConfigError: the parameters, or what they name, cannot be used; nothing was created then.
@@ -145,18 +159,24 @@ def run_warp(config: WarpConfig, run_dir: Path | str | None = None) -> dict[str,
     ]  # fmt: skip
     write_jsonl(run_dir / "samples.jsonl", samples)
     summary = evaluate_pair(world.sft, warp, of_sft, of_warp, config)
-    summary |= {"angles": angles, "front": [], "seconds": time.monotonic() - start}
+    summary |= {
+        "angles": angles, "training_reward": _training_reward(config, run_dir), "front": [],
+        "seconds": time.monotonic() - start,
+    }  # fmt: skip
     write_json(run_dir / "summary.json", summary)
     return summary
 
 
 def run_front(
-    config: WarpConfig, run_dir: Path | str | None = None, etas: Sequence[float] = ETAS
+    config: WarpConfig,
+    run_dir: Path | str | None = None,
+    etas: Sequence[float] = FrontConfig().etas,
 ) -> dict[str, Any]:
     """The output of Algorithm 1: {(1 − η)·θ_sft + η·θ_slerp^I}, evaluated at each η.
 
-    Adds to summary.json, point by point, `front` (eta, reward, kl) and `front_runs` (the same for
-    the last iteration's RL policies); kl is KL(π‖sft). Points that are there stay.
+    Adds `front` and, for the last iteration's RL policies, `front_runs` to summary.json, as
+    `front_summary` gives them, and `front_seconds`. front.jsonl keeps what each evaluation prompt
+    gave; the points that it has are not evaluated again.
 
     Raises ConfigError where the experiment has not been run.
     """
@@ -169,25 +189,27 @@ def run_front(
     folder = run_dir / "weights" / f"iteration_{config.iterations}"
     theta_sft = _cpu(weights_of(world.sft))
     theta_slerp = load_weights(folder / "slerp")
-    summary.setdefault("front_runs", [])
+    of_sft = sft_completions(world, config, run_dir.parent / "sft")
+    points = read_jsonl(run_dir / "front.jsonl")
 
-    def add(points: str, key: str, value: float, theta: Mapping[str, Tensor]) -> None:
-        if any(point[key] == value for point in summary[points]):
-            return
+    def add(name: dict[str, float], theta: Mapping[str, Tensor]) -> None:
+        start = time.monotonic()
         model = world.policy(theta)
         of_model = complete(model, world.tokenizer, world.reward, world.prompts.evaluation, config)
-        point = {
-            key: value,
-            "reward": estimate(of_model.rewards),
-            "kl": estimate(policy_kl(model, world.sft, of_model, config)),
-        }
-        summary[points] = sorted([*summary[points], point], key=lambda p: p[key])
-        write_json(run_dir / "summary.json", summary)
+        kls = policy_kl(model, world.sft, of_model, config)
+        points.append(name | {"rewards": of_model.rewards, "kls": kls,
+                              "seconds": time.monotonic() - start})  # fmt: skip
+        append_jsonl(run_dir / "front.jsonl", points[-1])
 
     for eta in tqdm(etas, desc="front", mininterval=5):
-        add("front", "eta", eta, liti(theta_sft, theta_slerp, eta))
+        if not any(point.get("eta") == eta for point in points):
+            add({"eta": eta}, liti(theta_sft, theta_slerp, eta))
     for m in range(1, config.runs + 1):
-        add("front_runs", "run", m, load_weights(folder / f"run_{m}"))
+        if not any(point.get("run") == m for point in points):
+            add({"run": m}, load_weights(folder / f"run_{m}"))
+    summary |= front_summary(points, of_sft.rewards)
+    summary["front_seconds"] = sum(point["seconds"] for point in points)
+    write_json(run_dir / "summary.json", summary)
     return summary
 
 
@@ -310,11 +332,18 @@ def sft_completions(world: World, config: WarpConfig, folder: Path) -> Completio
         temporary.replace(path)
         return made
     tensors = load_file(path, device=str(world.sft.device))
-    fields = ("tokens", "attention_mask", "completion_mask")
     batches = sum(name.endswith(".tokens") for name in tensors)
-    rollouts = [Rollout(*(tensors[f"{i}.{name}"] for name in fields)) for i in range(batches)]
+    rollouts = [Rollout(*(tensors[f"{i}.{name}"] for name in FIELDS)) for i in range(batches)]
     texts = [text for rollout in rollouts for text in rollout.texts(world.tokenizer)]
     return Completions(rollouts, texts, tensors["rewards"].tolist())
+
+
+def _training_reward(config: WarpConfig, run_dir: Path) -> list[float]:
+    rows = read_jsonl(run_dir / "metrics.jsonl")
+    iterations = range(1, config.iterations + 1)
+    return [
+        float(np.mean([row["reward"] for row in rows if row["iteration"] == i])) for i in iterations
+    ]
 
 
 def _cpu(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
