@@ -48,7 +48,12 @@ EXPERIMENT = "experiment.ipynb"
 CONFIGS: dict[str, type[Parameters]] = {  # what checks a notebook's parameters
     EXPERIMENT: WarpConfig, "reward_model.ipynb": RewardConfig, "pareto_front.ipynb": FrontConfig,
 }  # fmt: skip
-SHOWING = ("narrative.py", "plots.py")  # the code of tables, sentences and figures
+LIBRARY = Path(warp_core.__file__).parent
+SHOWING = (  # the code of tables, sentences and figures
+    LIBRARY / "narrative.py",
+    LIBRARY / "plots.py",
+    Path(__file__).with_name("comparison.py"),
+)
 POLL_SECONDS = 1
 
 
@@ -74,7 +79,7 @@ class Section:
     def source_fingerprint(self) -> str:
         """Of what decides how the notebook comes out: parameters, cells, tables and figures."""
         cells = [[cell.cell_type, cell.source] for cell in _read(self.notebook).cells]
-        code = [_sha256(Path(warp_core.__file__).with_name(name)) for name in SHOWING]
+        code = [_sha256(file) for file in SHOWING]
         return hashlib.sha256(json.dumps([self.parameters, cells, code]).encode()).hexdigest()
 
     def results_fingerprint(self) -> str:

@@ -6,7 +6,7 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from warp_core.config import ConfigError, WarpConfig, load_params
+from warp_core.config import ConfigError, FrontConfig, RewardConfig, WarpConfig, load_params
 
 BAD = {
     "name": ["", "a/b", "../up", ".hidden", "a b", "x" * 101, 7, None],
@@ -33,7 +33,7 @@ BAD = {
     "shared_run_seed": ["maybe", 2],
     "eval_prompts": [0, 1],
     "precision": ["fp16", "float32"],
-    "run_dir": [None, 5],
+    "run_dir": [None, 5, "a\0b"],
 }
 
 
@@ -77,6 +77,35 @@ def test_leave_one_out_needs_two_completions():
     assert "baseline: 'loo' given; allowed: 'none', for 'loo' needs a batch_size of 2 or" in message
     assert "lr: -1 given" in message
     assert WarpConfig(baseline="loo", batch_size=2).batch_size == 2
+
+
+@pytest.mark.parametrize(
+    ("config_class", "key", "value"),
+    [(RewardConfig, key, value) for key, values in {
+        "reward_body": ["", None], "epochs": [0, 1.5, True], "lr": [0, "2e", math.nan],
+        "batch_size": [1, 2.5], "train_sentences": [-1, "all"], "seed": [-1], "name": ["../up"],
+        "run_dir": ["\0"],
+    }.items() for value in values]
+    + [(FrontConfig, "run_dir", "")]
+    + [(FrontConfig, "etas", value) for value in ([], 0.5, "all", None)]
+    + [(FrontConfig, "etas.1", [0.0, value]) for value in (-0.1, 1.1, math.nan, True, "x")],
+)  # fmt: skip
+def test_other_notebooks_refuse_bad_values_too(config_class, key, value):
+    with pytest.raises(ConfigError, match=rf"^these [^\n]+\n  {key}: .* given; allowed: [^\n]+$"):
+        config_class(**{key.split(".")[0]: value})
+
+
+def test_a_notebook_takes_what_papermill_was_asked_to_set():
+    own = {**{k: f.default for k, f in WarpConfig.model_fields.items()}, "os": math, "In": [""]}
+    assert WarpConfig.of_notebook(own) == WarpConfig()
+    cells = ["", "lr = 1e-6", "# Parameters\nlr = 1e-3\n", "import os\nother = 5"]
+    assert WarpConfig.of_notebook(own | {"lr": 1e-3, "other": 5, "In": cells}).lr == 1e-3
+    cells[2] = "# Parameters\nlr = 1e-3\nitertions = 5\n"
+    with pytest.raises(ConfigError, match="itertions: unknown parameter; did you mean 'iter"):
+        WarpConfig.of_notebook(own | {"itertions": 5, "In": cells})
+    # Run by hand once more, after papermill's cell has been deleted or corrected.
+    cells.append("# Parameters\nlr = 1e-2\n")
+    assert WarpConfig.of_notebook(own | {"lr": 1e-2, "In": cells}).lr == 1e-2
 
 
 def test_numbers_may_come_as_texts_as_yaml_reads_them():

@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -11,11 +12,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
+import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from warp_core import prompts as prompts_module
+from warp_core import reward as reward_module
 from warp_core.config import ConfigError, RewardConfig, WarpConfig
+from warp_core.merge import slerp
 from warp_core.models import (
     fingerprint,
     load_classifier,
@@ -33,6 +37,7 @@ from warp_core.reward import (
     bradley_terry_loss,
     load_reward,
     pairwise_accuracy,
+    run_reward_model,
     train_reward_model,
 )
 
@@ -200,6 +205,13 @@ def test_a_gguf_file_that_is_not_there_is_refused(tmp_path):
     assert "there is no such file" in refused(tmp_path / "absent.gguf")
 
 
+def test_a_gguf_file_that_is_none_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WARP_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
+    assert re.search(r"bad\.gguf' given; cannot load a tokenizer", refused(tmp_path / "bad.gguf"))
+    assert not list((tmp_path / "cache" / "converted").glob("*/"))
+
+
 def test_weights_are_the_models_own_tensors_and_are_set_by_name(policy_folders):
     model, _ = load_policy(str(policy_folders("gpt2")))
     other = tiny.make_policy("gpt2", model.config.vocab_size, seed=1)
@@ -208,6 +220,27 @@ def test_weights_are_the_models_own_tensors_and_are_set_by_name(policy_folders):
     assert fingerprint(model) == fingerprint(other)
     with pytest.raises(KeyError):
         set_weights(model, {})
+
+
+def test_buffers_that_a_model_stores_are_weights_too(tmp_path):
+    """The expert biases of a mixture are no parameters, and yet they are trained and stored."""
+    tokenizer = tiny.make_tokenizer()
+    config = transformers.DeepseekV3Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, moe_intermediate_size=8,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, n_routed_experts=4,
+        n_group=1, topk_group=1, num_experts_per_tok=2, first_k_dense_replace=1, kv_lora_rank=8,
+        q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    (name,) = [n for n, _ in model.named_buffers() if n.endswith("e_score_correction_bias")]
+    model.get_buffer(name).copy_(torch.arange(4.0))
+    save_policy(model, tokenizer, tmp_path / "policy")
+    again, _ = load_policy(str(tmp_path / "policy"))
+    assert again.get_buffer(name).tolist() == [0, 1, 2, 3]
+    assert fingerprint(again) == fingerprint(model)
+    merged = slerp(weights_of(model), [weights_of(again), weights_of(again)])
+    set_weights(model, merged)
+    assert model.get_buffer(name).tolist() == [0, 1, 2, 3]
 
 
 # Reward models
@@ -303,9 +336,20 @@ def test_a_reward_model_on_a_causal_lm_scores_the_last_word_of_each_text(
     assert reward(texts).tolist() == pytest.approx(alone, abs=1e-4)
 
 
-def test_empty_and_very_long_texts_have_a_reward(tiny_reward_folder):
+def test_a_text_that_is_too_long_is_cut_with_a_warning(tiny_reward_folder):
     reward = load_reward(str(tiny_reward_folder))
-    assert reward(["", "good " * 1000]).isfinite().all()
+    words = [tiny.WORDS[n % 9] for n in range(100)]
+    assert reward.max_tokens == tiny.CONTEXT
+    with pytest.warns(UserWarning, match="reads 64 tokens; what stands behind"):
+        empty, cut = reward(["", " ".join(words)]).tolist()
+    assert math.isfinite(empty)
+    assert cut == pytest.approx(reward([" ".join(words[:64])]).item(), abs=1e-5)
+
+
+def test_the_length_that_a_reward_model_reads_is_the_smaller_of_both_limits(tiny_reward_folder):
+    model, tokenizer = load_classifier(str(tiny_reward_folder))
+    tokenizer.model_max_length = 10  # RoBERTa has 514 positions and reads 512 tokens
+    assert RewardModel(model, tokenizer).max_tokens == 10
 
 
 # The reward model's training
@@ -385,6 +429,46 @@ def test_a_loss_that_is_not_finite_stops_the_training(tiny_reward_folder):
     rated = [*synthetic(64), *[Rated("good", math.nan)] * 64]
     with pytest.raises(FloatingPointError, match=r"reward model, step \d+: loss is nan"):
         train_reward_model(reward, rated, RewardConfig(), lambda row: None)
+
+
+@pytest.fixture
+def little_data(monkeypatch):
+    rated = synthetic(80)
+    monkeypatch.setattr(reward_module, "rated_texts", lambda: (rated[:64], rated[64:]))
+
+
+def test_a_reward_model_is_the_same_whatever_was_drawn_before(
+    policy_folders, little_data, tmp_path
+):
+    """The head that its body does not have is drawn too."""
+    prints = []
+    for start in (1, 2):
+        torch.manual_seed(start)
+        config = RewardConfig(reward_body=str(policy_folders("llama")), batch_size=16,
+                              run_dir=str(tmp_path / str(start)))  # fmt: skip
+        summary = run_reward_model(config)
+        assert summary["train_sentences"] == 64
+        prints.append(fingerprint(load_reward(str(config.folder / "model")).model))
+    assert prints[0] == prints[1]
+
+
+def test_fewer_sentences_than_a_batch_are_refused(tiny_reward_folder, little_data, tmp_path):
+    config = RewardConfig(reward_body=str(tiny_reward_folder), batch_size=65,
+                          run_dir=str(tmp_path / "run"))  # fmt: skip
+    with pytest.raises(ConfigError, match="batch_size: 65 given; there are only 64 training"):
+        run_reward_model(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_body_in_the_same_run_folder_is_refused(policy_folders, little_data, tmp_path):
+    body = shutil.copytree(policy_folders("gpt2"), tmp_path / "body")
+    config = RewardConfig(reward_body=str(body), batch_size=16, run_dir=str(tmp_path / "run"))
+    run_reward_model(config)
+    weights = load_file(body / "model.safetensors")
+    weights["transformer.ln_f.bias"][0] += 1
+    save_file(weights, body / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="body_sha256"):
+        run_reward_model(config)
 
 
 def test_an_epoch_meets_every_text_once_in_batches_of_about_one_length():

@@ -1,17 +1,22 @@
 """The report's sentences follow from its numbers."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from reports import comparison
 from warp_core import narrative
 from warp_core.config import WarpConfig
+from warp_core.evaluate import front_summary
 
 
 def estimate(mean, stderr=0.1, n=16):
     return {"mean": mean, "stderr": stderr, "n": n}
 
 
-def summary(kl=5.0, difference=1.0, repetition=0.05, distinct=1.0, empty=0.0):
+def summary(
+    kl=5.0, difference=1.0, repetition=0.05, distinct=1.0, empty=0.0, angle=0.0, training=(1.0, 0.5)
+):
     text = {"words": 15.0, "repetition": 0.05, "distinct": 1.0, "empty": 0.0}
     after = {"words": 15.0, "repetition": repetition, "distinct": distinct, "empty": empty}
     return {
@@ -21,6 +26,8 @@ def summary(kl=5.0, difference=1.0, repetition=0.05, distinct=1.0, empty=0.0):
         "kl_sft_warp": estimate(kl),
         "kl_warp_sft": estimate(kl),
         "text": {"sft": text, "warp": after},
+        "angles": [{"layers.0": [[0.0, angle], [angle, 0.0]]}],
+        "training_reward": list(training),
     }
 
 
@@ -63,6 +70,7 @@ def test_small_estimates_share_a_power_of_ten():
 
 def test_conclusion_says_whether_the_policy_moved():
     assert "практически не сдвинулась" in said(summary(kl=1e-6, difference=0.0))
+    assert "едва заметно" in said(summary(kl=7e-4, difference=0.0))
     assert "Модель сдвинулась" in said(summary(kl=5.0))
     assert "очень далеко" in said(summary(kl=70.0))
 
@@ -99,35 +107,73 @@ def test_what_a_policy_wrote_is_shown_as_text():
     assert "&amp;amp; &lt;img&gt;" in table
 
 
+def test_a_run_that_hardly_moved_is_told_what_to_change():
+    still = summary(kl=1e-6, difference=0.0)
+    warmed = WarpConfig(steps=3, warmup_steps=30, shared_run_seed=True)
+    assert "lr дошёл лишь до 10 % заданного" in said(still, config=warmed)
+    assert "без прогрева" in said(still, config=warmed)
+    assert "нужен больший lr" in said(still)
+
+
 def test_seed_verdicts_name_what_disagrees():
     kls = {"1": 1e-6, "2": 0.02, "3": 90.0, "4": 10.0}
     summaries = {f"experiment_{k}": summary(kl=v, difference=0.0) for k, v in kls.items()}
-    assert all("**Совпадает.**" in line for line in narrative.seed_verdicts(summaries))
+    disagree = [line for line in comparison.seed_verdicts(summaries) if "Расходится" in line]
+    assert len(disagree) == 1
+    assert "хуже SFT-модели" in disagree[0]  # ours did not change
+    summaries["experiment_1"] |= {"angles": [{"layers.0": [[0.0, 80.0], [80.0, 0.0]]}]}
+    summaries["experiment_3"] |= {"training_reward": [0.5, 1.0]}
     summaries["experiment_4"] = summary(kl=95.0, difference=0.8)
-    verdicts = narrative.seed_verdicts(summaries)
-    assert [("Расходится" in line) for line in verdicts] == [False, False, True, True, True]
+    disagree = [line for line in comparison.seed_verdicts(summaries) if "Расходится" in line]
+    for claim in ("проходят одинаково", "уходит дальше всего", "первой итерации больше",
+                  "между вторым и третьим", "хуже SFT-модели", "на тысячную балла"):  # fmt: skip
+        assert sum(claim in line for line in disagree) == 1
+    assert len(disagree) == 6
 
 
 def test_a_trial_without_all_experiments_claims_only_what_it_can_check():
     summaries = {f"experiment_{k}": summary(kl=1e-6, difference=0.0) for k in "14"}
-    (verdict,) = narrative.seed_verdicts(summaries)
-    assert "В первом эксперименте" in verdict
-    assert narrative.control_verdicts(summaries) == ["Контрольных экспериментов здесь нет."]
+    first, fourth = comparison.seed_verdicts(summaries)
+    assert "В первом эксперименте" in first
+    assert "В четвёртом эксперименте" in fourth
+    assert comparison.control_verdicts(summaries) == ["Контрольных экспериментов здесь нет."]
 
 
 def test_front_conclusion_says_when_the_runs_are_one_policy():
-    def point(key, value, kl):
-        return {key: value, "reward": estimate(kl / 10), "kl": estimate(kl)}
+    def point(key, value, kl, **more):
+        gain = {"reward": estimate(kl / 10), "gain": estimate(kl / 10, 0.02)}
+        return {key: value, "kl": estimate(kl)} | gain | more
 
     front = [point("eta", e, 10 * e) for e in (0.0, 0.5, 1.0)]
     same = {"front": front, "front_runs": [point("run", m, 12.0) for m in (1, 2)]}
-    assert "одна и та же политика" in " ".join(narrative.front_conclusion(same))
-    other = same | {"front_runs": [point("run", 1, 12.0), point("run", 2, 13.0)]}
-    sentences = narrative.front_conclusion(other)
-    assert "одна и та же политика" not in " ".join(sentences)
-    # At a KL of 5 the front of this test has the reward 0.5, and no point to the right of 10.
-    low = same | {
-        "front_runs": [point("run", 1, 5.0) | {"reward": estimate(0.2)}, point("run", 2, 13.0)]
-    }
-    assert "на 0,30" in narrative.front_conclusion(low)[-1]
-    assert "; −0,30" in narrative.front_conclusion(low)[-1]
+    said = " ".join(narrative.front_conclusion(same))
+    assert "одна и та же политика" in said
+    assert "награда меняется на 1,000\u00a0±\u00a00,020 балла." in said
+    runs = [point("run", 1, 5.0, front_above=estimate(0.3, 0.1)), point("run", 2, 13.0, front_above=None),
+            point("run", 3, 4.0, front_above=estimate(-0.1, 0.1))]  # fmt: skip
+    *_, first, second, third = narrative.front_conclusion({"front": front, "front_runs": runs})
+    assert first.endswith("Запуск 1: награда фронта при том же KL минус его награда – "
+                          "0,30\u00a0±\u00a00,10 балла.")  # fmt: skip
+    assert "за концами фронта" in second
+    assert "в пределах двух ошибок" in third
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_front_is_compared_with_a_run_by_prompt_at_the_runs_kl(share):
+    rng = np.random.default_rng(0)
+    low, high, run = rng.normal(size=(3, 50))
+    points = [
+        {"eta": 0.0, "rewards": list(low), "kls": [0.0] * 50},
+        {"eta": 1.0, "rewards": list(high), "kls": [4.0] * 50},
+        {"run": 1, "rewards": list(run), "kls": [4.0 * share] * 50},
+        {"run": 2, "rewards": list(run), "kls": [4.1] * 50},
+    ]
+    summary = front_summary(points, list(low))
+    difference = (1 - share) * low + share * high - run
+    above = summary["front_runs"][0]["front_above"]
+    assert above["mean"] == pytest.approx(difference.mean())
+    assert above["stderr"] == pytest.approx(difference.std(ddof=1) / 50**0.5)
+    assert summary["front_runs"][1]["front_above"] is None
+    assert summary["front"][0]["gain"] == {"mean": 0.0, "stderr": 0.0, "n": 50}
+    gain = high - low
+    assert summary["front"][1]["gain"]["stderr"] == pytest.approx(gain.std(ddof=1) / 50**0.5)

@@ -300,6 +300,10 @@ def test_every_mistake_is_found_before_anything_runs(
     (root / "params/one.yaml").write_text("learning_rat: 1\nitertions: 3\nbeta: -1\n")
     notebook(root / "notebooks/summary.ipynb", "Сводка", "runs_dir = str(1)", "")
     (root / "notebooks/reward_model.ipynb").unlink()
+    notebook(root / "notebooks/pareto_front.ipynb", "Фронт", "etas = [0, 2]\nrun_dir = ''", "")
+    plan = yaml.safe_load((root / "reports/sections.yaml").read_text())
+    plan["run"].append({"id": "front", "notebook": "pareto_front.ipynb", "minutes": 1})
+    (root / "reports/sections.yaml").write_text(yaml.safe_dump(plan))
     (root / "reports/method.md").unlink()
     assert build.main([], root) == 2
     said = capsys.readouterr().err
@@ -307,6 +311,7 @@ def test_every_mistake_is_found_before_anything_runs(
     assert "did you mean 'iterations'?" in said
     assert "learning_rat: unknown parameter" in said
     assert "beta: -1 given" in said
+    assert "etas.1: 2 given" in said
     assert (
         "summary (notebooks/summary.ipynb): the parameters cell needs lines `name = literal`"
         in said

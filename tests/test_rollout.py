@@ -225,3 +225,18 @@ def test_texts_are_the_words_before_the_end(gpt2):
     end = tokenizer.eos_token_id
     y = tiny.rollout_of([bad], [[good, film, end], [end], [good, good, film, bad]], end)
     assert y.texts(tokenizer) == [" good film", "", " good good film bad"]
+
+
+def test_a_completion_keeps_the_space_between_it_and_the_prompt():
+    tokenizer = tiny.sentencepiece_tokenizer()
+    tokenizer.padding_side = "left"
+    good, film, bad = tokenizer("good film bad", add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode([good, film]) == "good film"  # which is why the prompt is needed
+    tokens, mask = encode_prompts(tokenizer, ["bad film", "good"], CPU)
+    assert tokens.shape == (2, 3)  # <s> and the words
+    end = tokenizer.eos_token_id
+    completions = torch.tensor([[good, end, end], [film, bad, film]])
+    completion_mask = torch.tensor([[True, True, False], [True, True, True]])
+    y = Rollout(torch.cat([tokens, completions], 1), torch.cat([mask, completion_mask.long()], 1),
+                completion_mask)  # fmt: skip
+    assert y.texts(tokenizer) == [" good", " film bad film"]

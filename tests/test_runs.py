@@ -89,9 +89,10 @@ def test_summaries_are_those_of_the_finished_runs(tmp_path):
     write_json(tmp_path / "b" / "summary.json", {"x": 2})
     write_json(tmp_path / "a" / "summary.json", {"x": 1})
     (tmp_path / "unfinished").mkdir()
-    assert list(load_summaries(tmp_path).items()) == [("a", {"x": 1}), ("b", {"x": 2})]
-    with pytest.raises(FileNotFoundError, match="no finished run"):
-        load_summaries(tmp_path / "unfinished")
+    named = load_summaries(tmp_path, ["b", "unfinished", "a"])
+    assert list(named.items()) == [("b", {"x": 2}), ("a", {"x": 1})]
+    with pytest.raises(FileNotFoundError, match=r"none of unfinished, c is finished"):
+        load_summaries(tmp_path, ["unfinished", "c"])
 
 
 def test_half_a_line_of_a_killed_run_does_not_hide_why_the_next_attempt_stopped(

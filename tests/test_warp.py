@@ -421,7 +421,14 @@ REFUSED = {
     "no label": ({"reward_model": "two labels"}, ["positive_label: '' given", "BAD, GOOD"]),
     "wrong label": ({"reward_model": "two labels", "positive_label": "POS"}, ["'POS' given"]),
     "no policy": ({"policy": "/nowhere/policy"}, ["policy: '/nowhere/policy' given"]),
-    "context": ({"prompts": "long"}, ["max_new_tokens: 5 given", "has 60 tokens", "only 64"]),
+    "context": (
+        {"prompts": "long", "reward_model": "/nowhere/reward"},
+        ["max_new_tokens: 5 given", "has 60 tokens", "the policy reads only 64", "no such folder"],
+    ),
+    "reward's context": (
+        {"prompts": "long", "policy": "/nowhere/policy"},
+        ["max_new_tokens: 5 given", "the reward model reads only 64", "no such folder"],
+    ),
     "everything": (
         {"prompts": "/nowhere/p", "reward_model": "/nowhere/r", "policy": "/nowhere/x"},
         ["prompts: '/nowhere/p'", "reward_model: '/nowhere/r'", "policy: '/nowhere/x'"],

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -72,6 +72,18 @@ def bytes_tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
     tokenizer.train_from_iterator(WORDS, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
+
+
+def sentencepiece_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
+    """As in Llama 2: a space is "▁", <s> stands first, and a text decoded alone loses its space."""
+    tokenizer = Tokenizer(_word_level([END, UNK, "<s>", *(f"▁{word}" for word in words)]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 2)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END,
+                                   bos_token="<s>", unk_token=UNK)  # fmt: skip
 
 
 def _word_level(vocabulary: Sequence[str]) -> models.WordLevel:

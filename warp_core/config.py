@@ -159,8 +159,6 @@ class RewardConfig(Parameters):
 
     name: Name = "reward_model"
     """Name of the run folder."""
-    title: Text = "Модель награды"
-    """Heading in the report."""
     reward_body: Text = "asset:minilm-l6"
     """What gets a linear head: `asset:NAME`, a local folder or a hub id."""
     epochs: Annotated[Integer, Field(ge=1, le=1000)] = 1
@@ -192,8 +190,6 @@ class RewardConfig(Parameters):
 class FrontConfig(Parameters):
     """The front of a finished experiment."""
 
-    title: Text = "Фронт Парето"
-    """Heading in the report."""
     run_dir: Text = "runs/experiment_4"
     """The experiment's run folder."""
     etas: Annotated[list[Annotated[Number, Field(ge=0, le=1)]], Field(min_length=1)] = [

@@ -1,4 +1,4 @@
-"""Tables and sentences of the report, in Russian, made from what a run measured.
+"""Tables and sentences about one experiment, front or reward model, in Russian.
 
 A conclusion is computed: it says what the numbers and their errors allow, and no more.
 """
@@ -6,7 +6,7 @@ A conclusion is computed: it says what the numbers and their errors allow, and n
 import html
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ import pandas as pd
 
 from warp_core.config import WarpConfig
 
-MOVED_NATS = 0.01  # a smaller KL is no movement: 1 % of a nat in a whole completion
+MOVED_NATS = 0.01  # a smaller KL hardly is a movement: 1 % of a nat in a whole completion
+STILL_NATS = 1e-4
 FAR_NATS = 30.0  # more than a nat a token of a completion of 24
 SIGNIFICANT = 2.0  # standard errors
 SMALL_ANGLE = 0.1  # degrees: below it two directions are one
@@ -34,14 +35,6 @@ QUANTITIES = {
     "kl_sft_warp": "KL(sft‖warp), нат на ответ",
     "kl_warp_sft": "KL(warp‖sft), нат на ответ",
 }
-# What the seed report measured.
-SEED_FIGURES = {
-    "experiment_1": (0.0438411, 0.0438411, 0.00000, 0.00000),
-    "experiment_2": (0.0438411, 0.0438410, 0.02546, 0.02410),
-    "experiment_3": (0.0438411, 0.0438404, 89.02149, 100.29043),
-    "experiment_4": (0.0438413, 0.0438342, 33.56183, 30.76847),
-}
-SEED_COLUMNS = ("sft_reward", "warp_reward", "kl_sft_warp", "kl_warp_sft")
 
 
 def number(value: float, error: float | None = None) -> str:
@@ -131,39 +124,37 @@ def angle_rows(angles: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Angles between task vectors over all groups and pairs of runs, a row an iteration."""
     rows = []
     for i, groups in enumerate(angles, start=1):
-        known = [
-            m[a][b]
-            for m in groups.values()
-            for a in range(len(m))
-            for b in range(a)
-            if m[a][b] is not None
-        ]
-        row = (
-            [
-                f"{v:.1f}".replace(".", ",")
-                for v in (min(known), sum(known) / len(known), max(known))
-            ]
-            if known
-            else ["—"] * 3
-        )
-        rows.append((i, len(groups), *row))
+        known = _known_angles(groups)
+        shown = (min(known), sum(known) / len(known), max(known)) if known else ()
+        texts = [number(angle, 1) for angle in shown] or ["—"] * 3
+        rows.append((i, len(groups), *texts))
     return pd.DataFrame(
         rows,
         columns=["Итерация", "Групп тензоров", "Наименьший угол, °", "Средний, °", "Наибольший, °"],
     )
 
 
+def _known_angles(groups: Mapping[str, Any]) -> list[float]:
+    """Of all groups and pairs of runs, degrees; without those where a run did not move."""
+    pairs = (m[a][b] for m in groups.values() for a in range(len(m)) for b in range(a))
+    return [angle for angle in pairs if angle is not None]
+
+
 def conclusion(summary: Mapping[str, Any], metrics: pd.DataFrame, config: WarpConfig) -> list[str]:
     """Russian sentences: did it move, did the curves coincide, did the reward change, is it text."""
     return [
-        _movement(summary), *_coincidence(metrics, config), _reward(summary), _collapse(summary),
-        _next_step(summary),
+        movement(summary), *_coincidence(metrics, config), reward_sentence(summary),
+        _collapse(summary), _next_step(summary, config),
     ]  # fmt: skip
 
 
 def has_moved(summary: Mapping[str, Any]) -> bool:
     """Whether the KL says that the policy is another one than θ_sft."""
-    return max(summary[k]["mean"] for k in ("kl_sft_warp", "kl_warp_sft")) >= MOVED_NATS
+    return _larger_kl(summary) >= MOVED_NATS
+
+
+def _larger_kl(summary: Mapping[str, Any]) -> float:
+    return max(summary["kl_sft_warp"]["mean"], summary["kl_warp_sft"]["mean"])
 
 
 def has_collapsed(summary: Mapping[str, Any]) -> bool:
@@ -184,19 +175,24 @@ def reward_change(summary: Mapping[str, Any]) -> int:
     return 1 if difference["mean"] > 0 else -1
 
 
-def _kls(summary: Mapping[str, Any]) -> str:
+def kl_text(summary: Mapping[str, Any]) -> str:
+    """Both KLs of an experiment with their errors."""
     return (f"KL(sft‖warp) = {estimate_text(summary['kl_sft_warp'])}, "
             f"KL(warp‖sft) = {estimate_text(summary['kl_warp_sft'])} нат на ответ")  # fmt: skip
 
 
-def _movement(summary: Mapping[str, Any]) -> str:
-    if not has_moved(summary):
+def movement(summary: Mapping[str, Any]) -> str:
+    """How far the policy is from θ_sft, in a sentence."""
+    kl = _larger_kl(summary)
+    if kl < STILL_NATS:
         how = "практически не сдвинулась"
-    elif max(summary[k]["mean"] for k in ("kl_sft_warp", "kl_warp_sft")) > FAR_NATS:
+    elif kl < MOVED_NATS:
+        how = "сдвинулась едва заметно"
+    elif kl > FAR_NATS:
         how = "ушла от SFT-модели очень далеко"
     else:
         how = "сдвинулась"
-    return f"Модель {how}: {_kls(summary)}."
+    return f"Модель {how}: {kl_text(summary)}."
 
 
 def _coincidence(metrics: pd.DataFrame, config: WarpConfig) -> list[str]:
@@ -224,7 +220,8 @@ def _coincidence(metrics: pd.DataFrame, config: WarpConfig) -> list[str]:
     return sentences
 
 
-def _reward(summary: Mapping[str, Any]) -> str:
+def reward_sentence(summary: Mapping[str, Any]) -> str:
+    """Whether the reward changed by more than two errors of the paired difference."""
     difference = estimate_text(summary["reward_difference"])
     direction = reward_change(summary)
     if not summary["reward_difference"]["stderr"] and not summary["reward_difference"]["mean"]:
@@ -246,9 +243,13 @@ def _collapse(summary: Mapping[str, Any]) -> str:
     return f"Текст не выродился: {facts}."
 
 
-def _next_step(summary: Mapping[str, Any]) -> str:
+def _next_step(summary: Mapping[str, Any], config: WarpConfig) -> str:
     if has_collapsed(summary) or summary["kl_warp_sft"]["mean"] > FAR_NATS:
         return "Вывод: шаг слишком велик, lr нужно уменьшить."
+    if not has_moved(summary) and config.warmup_steps > config.steps:
+        part = number(100 * config.steps / config.warmup_steps, 10)
+        return (f"Вывод: прогрев длиннее запуска, lr дошёл лишь до {part} % заданного; "
+                "следующий шаг – тот же lr без прогрева.")  # fmt: skip
     if not has_moved(summary):
         return "Вывод: шаг слишком мал, чтобы за T шагов что-то выучить; нужен больший lr."
     if reward_change(summary) == 0:
@@ -258,79 +259,9 @@ def _next_step(summary: Mapping[str, Any]) -> str:
     return "Вывод: обучение идёт, текст цел; следующий шаг – больше T с прогревом до этого lr."
 
 
-def seed_comparison(summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """Ours beside the seed report's figures, a row an experiment and quantity."""
-    rows = [
-        (f"{name.removeprefix('experiment_')}. {QUANTITIES[key].split(',')[0]}",
-         number(theirs, 1e-6 if "reward" in key else 1e-4), estimate_text(summaries[name][key]))
-        for name, figures in SEED_FIGURES.items() if name in summaries
-        for key, theirs in zip(SEED_COLUMNS, figures, strict=True)
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["Эксперимент и величина", "Исходный отчёт", "У нас"])
-
-
-def seed_verdicts(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Each claim of the seed report that the experiments at hand can check, and what they say."""
-    s = {name.removeprefix("experiment_"): summaries[name] for name in SEED_FIGURES
-         if name in summaries}  # fmt: skip
-    kl = {k: v["kl_warp_sft"]["mean"] for k, v in s.items()}
-
-    def moved_most(k: str) -> bool:
-        return all(s[k][kind]["mean"] == max(v[kind]["mean"] for v in s.values())
-                   for kind in ("kl_sft_warp", "kl_warp_sft"))  # fmt: skip
-
-    def difference(k: str) -> str:
-        return estimate_text(s[k]["reward_difference"])
-
-    claims: list[tuple[str, str, Callable[[], bool], Callable[[], str]]] = [
-        ("1", "В первом эксперименте модель не меняется.",
-         lambda: not has_moved(s["1"]), lambda: _kls(s["1"])),
-        ("12", "Без прогрева модель сдвигается дальше, чем с ним, но едва заметно.",
-         lambda: 10 * kl["1"] < kl["2"] < 1, lambda: _kls(s["2"])),
-        ("1234", "При lr = 1e-3 модель уходит дальше всего.",
-         lambda: moved_most("3"), lambda: _kls(s["3"])),
-        ("234", "Четвёртый эксперимент лежит между вторым и третьим.",
-         lambda: kl["2"] < kl["4"] < kl["3"], lambda: _kls(s["4"])),
-        ("1234", "Награда WARP-модели нигде не отличается от награды SFT-модели и на тысячную балла.",
-         lambda: all(abs(v["reward_difference"]["mean"]) < 1e-3 for v in s.values()),
-         lambda: f"в третьем разность с SFT-моделью {difference('3')}, "
-                 f"в четвёртом {difference('4')} балла"),
-    ]  # fmt: skip
-    return [
-        f"**{'Совпадает' if agrees() else 'Расходится'}.** {claim} У нас: {ours()}."
-        for needed, claim, agrees, ours in claims
-        if s.keys() >= set(needed)
-    ]
-
-
-def control_verdicts(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What separate seeds change in an experiment: the angle between the runs, and the KL."""
-    sentences, shared_angles = [], []
-    pairs = [(name, name + "_control") for name in SEED_FIGURES if name + "_control" in summaries]
-    for name, control in pairs:
-        shared, own = summaries[name], summaries[control]
-        angles = [mean_angle(s["angles"][0]) for s in (shared, own)]
-        shared_angles.append(angles[0] or 0.0)
-        texts = ["не определён" if a is None else f"{number(a, 1)}°" for a in angles]
-        sentences.append(
-            f"Эксперимент {name[-1]}: средний угол между векторами задач первой итерации при общем "
-            f"зерне – {texts[0]}, при своём у каждого запуска – {texts[1]}; KL(warp‖sft) – "
-            f"{estimate_text(shared['kl_warp_sft'])} и {estimate_text(own['kl_warp_sft'])} нат на ответ."
-        )
-    if not pairs:
-        return ["Контрольных экспериментов здесь нет."]
-    if max(shared_angles) < SMALL_ANGLE:
-        sentences.append(
-            "При общем зерне запуски совпадают, потому что делают одни и те же вычисления, и большее "
-            "T этого не меняет; со своими зёрнами они расходятся сразу, даже когда почти не движутся."
-        )
-    return sentences
-
-
 def mean_angle(groups: Mapping[str, Any]) -> float | None:
     """Mean angle between runs over all groups and pairs, degrees; None where nothing moved."""
-    known = [m[a][b] for m in groups.values() for a in range(len(m)) for b in range(a)]
-    known = [angle for angle in known if angle is not None]
+    known = _known_angles(groups)
     return sum(known) / len(known) if known else None
 
 
@@ -362,60 +293,47 @@ def eta_text(eta: float) -> str:
 
 
 def front_table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """The points of the front and the RL runs: reward and KL with errors."""
+    """The points of the front and the RL runs: reward, its gain over θ_sft, and KL, with errors."""
     rows = [(eta_text(p["eta"]), p) for p in summary["front"]]
     rows += [(f"запуск {p['run']}", p) for p in summary["front_runs"]]
     return pd.DataFrame(
-        [
-            (name, estimate_text(p["reward"]), estimate_text(p["kl"]), p["kl"]["n"])
-            for name, p in rows
-        ],
-        columns=["Точка", "Награда, баллы", "KL(π‖sft), нат на ответ", "n"],
-    )
+        [(name, *(estimate_text(p[key]) for key in ("reward", "gain", "kl")), p["kl"]["n"])
+         for name, p in rows],
+        columns=["Точка", "Награда, баллы", "Прирост к SFT-модели (попарно), баллы",
+                 "KL(π‖sft), нат на ответ", "n"],
+    )  # fmt: skip
 
 
 def front_conclusion(summary: Mapping[str, Any]) -> list[str]:
     """Which η pays, whether KL grows with η, and how the RL runs stand to the front."""
     front, runs = summary["front"], summary["front_runs"]
     best = max(front, key=lambda p: p["reward"]["mean"])
-    kls = [p["kl"]["mean"] for p in front]
-    start, end = front[0], front[-1]
-    grows = all(a <= b for a, b in itertools.pairwise(kls))
-    gain = _difference(end["reward"], start["reward"])
-    sure = abs(gain["mean"]) > SIGNIFICANT * gain["stderr"]
+    end = front[-1]
+    grows = all(a["kl"]["mean"] <= b["kl"]["mean"] for a, b in itertools.pairwise(front))
     sentences = [
         f"KL {'растёт' if grows else 'растёт не монотонно'} с η и на конце отрезка равна "
         f"{estimate_text(end['kl'])} нат на ответ. Наибольшая средняя награда "
         f"{estimate_text(best['reward'])} – при {eta_text(best['eta'])}.",
-        f"От SFT-модели до η = 1 награда меняется на {estimate_text(gain)} балла"
-        f"{'' if sure else ': это в пределах двух ошибок'}.",
+        f"От SFT-модели до {eta_text(end['eta'])} награда меняется на {estimate_text(end['gain'])} балла"
+        f"{_doubt(end['gain'])}.",
     ]
     if all(p["reward"] == runs[0]["reward"] and p["kl"] == runs[0]["kl"] for p in runs[1:]):
+        return [*sentences, "Точки запусков совпадают друг с другом: при общем зерне это одна и та же "
+                "политика, и слияние здесь ничего не усредняет."]  # fmt: skip
+    for run in runs:
+        above = run["front_above"]
         sentences.append(
-            "Точки запусков совпадают друг с другом: при общем зерне это одна и та же политика, "
-            "и слияние здесь ничего не усредняет."
-        )
-    else:
-        sentences.append(
-            "При том же KL награда фронта отличается от награды каждого из запусков на "
-            f"{'; '.join(estimate_text(_above(front, run)) for run in runs)} балла."
+            f"Запуск {run['run']}: награда фронта при том же KL минус его награда – "
+            f"{estimate_text(above)} балла{_doubt(above)}."
+            if above
+            else f"Запуск {run['run']}: его KL лежит за концами фронта, сравнить награды нельзя."
         )
     return sentences
 
 
-def _difference(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
-    return {"mean": a["mean"] - b["mean"], "stderr": math.hypot(a["stderr"], b["stderr"])}
-
-
-def _above(front: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> dict[str, float]:
-    """Reward of the front at the run's KL, linear between its points, minus the run's reward."""
-    points = sorted(front, key=lambda p: p["kl"]["mean"])
-    kls = [p["kl"]["mean"] for p in points]
-    of_front = {
-        key: float(np.interp(run["kl"]["mean"], kls, [p["reward"][key] for p in points]))
-        for key in ("mean", "stderr")
-    }
-    return _difference(of_front, run["reward"])
+def _doubt(difference: Mapping[str, float]) -> str:
+    sure = abs(difference["mean"]) > SIGNIFICANT * difference["stderr"]
+    return "" if sure else ", это в пределах двух ошибок"
 
 
 def reward_table(summary: Mapping[str, Any]) -> pd.DataFrame:
@@ -439,51 +357,6 @@ def reward_examples(held_out: pd.DataFrame, count: int = 3) -> pd.DataFrame:
         "Оценка людей": [number(v, 0.1) for v in rows["rating"]],
         "Награда": [number(v, 0.1) for v in rows["score"]],
     })  # fmt: skip
-
-
-def reproduction_table(
-    meta: Mapping[str, Any], summaries: Mapping[str, Mapping[str, Any]]
-) -> pd.DataFrame:
-    """Versions, commit, device and time."""
-    minutes = sum(s["seconds"] for s in summaries.values()) / 60
-    rows = [("Версия кода (git)", meta["commit"]), ("Python", meta["python"]),
-            *meta["versions"].items(), ("Устройство", f"{meta['device']}, ядер: {meta['cores']}"),
-            ("Время экспериментов и модели награды", f"{minutes:.0f} мин")]  # fmt: skip
-    return pd.DataFrame(rows, columns=["Что", "Значение"])
-
-
-def label(name: str) -> str:
-    """Short Russian name of an experiment of the seed's set."""
-    short = name.removeprefix("experiment_")
-    return f"{short.removesuffix('_control')}, контроль" if short.endswith("_control") else short
-
-
-def by_title(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The experiments alone, by the name that a figure shows."""
-    return {f"эксперимент {label(k)}": s for k, s in summaries.items() if "kl_warp_sft" in s}
-
-
-def overview_table(summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """A row an experiment: the seed's four quantities."""
-    rows = [(label(k), *(estimate_text(s[q]) for q in SEED_COLUMNS))
-            for k, s in summaries.items() if "kl_warp_sft" in s]  # fmt: skip
-    return pd.DataFrame(rows, columns=["Эксперимент", "Награда SFT", "Награда WARP",
-                                       "KL(sft‖warp), нат", "KL(warp‖sft), нат"])  # fmt: skip
-
-
-def overview(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The result in a few sentences, as a Markdown list."""
-    accuracy = summaries["reward_model"]["accuracy"]
-    in_percent = {key: 100 * accuracy[key] for key in ("mean", "stderr")}
-    lines = [
-        f"Модель награды верно упорядочивает {estimate_text(in_percent)} % отложенных "
-        "пар, оценки в которых различаются больше чем на 0,5 балла."
-    ]
-    for name, s in summaries.items():
-        if name in SEED_FIGURES:
-            lines.append(f"Эксперимент {label(name)}. {_movement(s)} {_reward(s)}"
-                         + (" Текст выродился." if has_collapsed(s) else ""))  # fmt: skip
-    return [f"- {line}" for line in lines]
 
 
 def table_html(table: pd.DataFrame) -> str:

@@ -1,6 +1,6 @@
 """One function a figure: saved data in, Axes out; labels in Russian, units on the axes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -94,18 +94,25 @@ def front(summary: Mapping[str, Any], ax: Axes) -> Axes:
     return ax
 
 
-def experiments_plane(summaries: Mapping[str, Mapping[str, Any]], ax: Axes) -> Axes:
-    """WARP policies of several experiments in the plane of KL and reward; SFT as a band."""
+def experiments_plane(
+    summaries: Mapping[str, Mapping[str, Any]], label: Callable[[str], str], ax: Axes
+) -> Axes:
+    """WARP policies of several experiments in the plane of KL and reward; SFT as a band.
+
+    Args:
+        label: what the legend calls an experiment, from its name.
+    """
     sft = next(iter(summaries.values()))["sft_reward"]
     ax.axhspan(sft["mean"] - sft["stderr"], sft["mean"] + sft["stderr"], color="gray", alpha=0.25,
                label="SFT-модель ± ошибка")  # fmt: skip
     colors: dict[str, str] = {}  # a control has its experiment's colour and a hollow, larger mark
-    for title, summary in summaries.items():
-        experiment, control, _ = title.partition(", контроль")
+    for name, summary in summaries.items():
+        control = name.endswith("_control")
+        experiment = name.removesuffix("_control")
         color = colors.setdefault(experiment, COLORS[len(colors) % len(COLORS)])
         point = {"kl": summary["kl_warp_sft"], "reward": summary["warp_reward"]}
-        _errorbars([point], ax, label=title, fmt="s" if control else "o", color=color,
-                   markersize=13 if control else 6,
+        _errorbars([point], ax, label=f"эксперимент {label(name)}", fmt="s" if control else "o",
+                   color=color, markersize=13 if control else 6,
                    markerfacecolor="none" if control else color)  # fmt: skip
     ax.set_xscale("symlog", linthresh=1e-7)
     ax.set_xlim(left=0)

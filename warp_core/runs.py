@@ -121,12 +121,15 @@ def open_run(params: dict[str, Any], run_dir: Path, identity: dict[str, str]) ->
     write_text(run_dir / "params.yaml", yaml.safe_dump(params, allow_unicode=True, sort_keys=False))
 
 
-def load_summaries(runs_dir: Path) -> dict[str, dict[str, Any]]:
-    """summary.json of every finished run below a folder, by the run folder's name, sorted."""
-    paths = sorted(runs_dir.glob("*/summary.json"))
-    if not paths:
-        raise FileNotFoundError(f"{runs_dir}: no finished run in it; run the experiments first")
-    return {path.parent.name: read_json(path) for path in paths}
+def load_summaries(runs_dir: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """summary.json of those of the named runs that are finished, in the order of the names."""
+    paths = {name: runs_dir / name / "summary.json" for name in names}
+    found = {name: read_json(path) for name, path in paths.items() if path.is_file()}
+    if not found:
+        raise FileNotFoundError(
+            f"{runs_dir}: none of {', '.join(paths)} is finished in it; run the experiments first"
+        )
+    return found
 
 
 def describe_machine() -> dict[str, Any]:

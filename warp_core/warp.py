@@ -118,6 +118,8 @@ def _tokens(
 def run_warp(config: WarpConfig, run_dir: Path | str | None = None) -> dict[str, Any]:
     """Algorithm 1 and its evaluation; everything goes to the run folder.
 
+    What θ_sft answered goes to `sft/` beside it, for the experiments that share it.
+
     Returns:
         What summary.json holds: sft_reward, warp_reward, reward_difference, kl_sft_warp,
         kl_warp_sft (each mean, stderr, n; KL in nats per completion), text, angles,
