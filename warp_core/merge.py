@@ -170,7 +170,7 @@ def _grams(
         raise MergeError(f"granularity {granularity!r} is not one of 'layer', 'tensor', 'model'")
     m = len(thetas)
     first_of = _tied(theta_init, thetas)
-    groups = {name: _group(first, granularity) for name, first in first_of.items()}
+    groups = {name: group_of(first, granularity) for name, first in first_of.items()}
     grams = {group: torch.zeros(m, m, dtype=torch.float64) for group in groups.values()}
     for name, tensor in theta_init.items():
         if not tensor.is_floating_point() or first_of[name] != name:
@@ -205,7 +205,8 @@ def _combine(
     return merged
 
 
-def _group(name: str, granularity: Granularity) -> str:
+def group_of(name: str, granularity: Granularity) -> str:
+    """Group whose angle a tensor shares: its transformer block, or itself, or the whole model."""
     if granularity == "model":
         return "model"
     block = _BLOCK.match(name) if granularity == "layer" else None

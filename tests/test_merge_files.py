@@ -1,0 +1,132 @@
+"""The merge from files to a file, against the same merge in memory."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from warp_core.merge import MergeError, liti, slerp, task_angles
+from warp_core.merge_files import main, merge_files
+from warp_core.models import load_policy, load_weights
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def folders(policy_folders, tmp_path):
+    """θ_init and three runs from it."""
+    theta_init = shutil.copytree(policy_folders("llama"), tmp_path / "init")
+    generator = torch.Generator().manual_seed(0)
+    for m in (1, 2, 3):
+        folder = shutil.copytree(theta_init, tmp_path / f"run_{m}")
+        theta = load_weights(folder)
+        moved = {k: v + 0.01 * torch.randn(v.shape, generator=generator) for k, v in theta.items()}
+        save_file(moved, folder / WEIGHTS, metadata={"format": "pt"})
+    return theta_init, [tmp_path / f"run_{m}" for m in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("m", [1, 2, 3])
+@pytest.mark.parametrize("granularity", ["layer", "tensor", "model"])
+@pytest.mark.parametrize("eta", [1.0, 0.3])
+def test_files_give_what_memory_gives_bit_for_bit(m, granularity, eta, folders, tmp_path):
+    theta_init, runs = folders
+    angles = merge_files(theta_init, runs[:m], tmp_path / "out", None, granularity, eta)
+    start, thetas = load_weights(theta_init), [load_weights(run) for run in runs[:m]]
+    wanted = slerp(start, thetas, granularity=granularity)
+    if eta != 1:
+        wanted = liti(start, wanted, eta)
+    merged = load_weights(tmp_path / "out")
+    assert merged.keys() == wanted.keys()
+    assert all(torch.equal(merged[name], wanted[name]) for name in wanted)
+    in_memory = task_angles(start, thetas, granularity)
+    assert angles.keys() == in_memory.keys()
+    assert all(torch.equal(angles[group], in_memory[group]) for group in angles)
+    load_policy(str(tmp_path / "out"))  # config and tokenizer are there
+
+
+def test_shards_and_types_are_kept(folders, tmp_path):
+    theta_init, runs = folders
+    start = {k: v.bfloat16() for k, v in load_weights(theta_init).items()}
+    thetas = [{k: v.bfloat16() for k, v in load_weights(run).items()} for run in runs]
+    start["steps"] = torch.tensor(7)
+    for theta in thetas:
+        theta["steps"] = torch.tensor(7)
+    names = sorted(start)
+    for folder, theta in zip((theta_init, *runs), (start, *thetas), strict=True):
+        (folder / WEIGHTS).unlink()
+        cut = len(names) // (2 if folder == theta_init else 3)  # layers lie across the files
+        for k, part in enumerate((names[:cut], names[cut:]), start=1):
+            save_file({n: theta[n] for n in part}, folder / f"model-{k}-of-2.safetensors")
+    merge_files(theta_init, runs, tmp_path / "out")
+    wanted = slerp(start, thetas)
+    for file in theta_init.glob("*.safetensors"):
+        merged, was = load_file(tmp_path / "out" / file.name), load_file(file)
+        assert merged.keys() == was.keys()
+        for name in merged:
+            assert merged[name].dtype == was[name].dtype
+            assert torch.equal(merged[name], wanted[name])
+
+
+def spoil(case, theta_init, runs):
+    theta = load_weights(runs[1])
+    first = next(iter(theta))
+    if case == "no weights":
+        (runs[1] / WEIGHTS).unlink()
+    elif case == "damaged":
+        (runs[1] / WEIGHTS).write_bytes((runs[1] / WEIGHTS).read_bytes()[:-9])
+    elif case == "absent":
+        shutil.rmtree(runs[1])
+    else:
+        tensor = theta.pop(first)
+        theta |= (
+            {"other": tensor} if case == "name" else {first: torch.full_like(tensor, torch.nan)}
+        )
+        save_file(theta, runs[1] / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("no weights", "there is no .safetensors file"),
+        ("damaged", "is damaged"),
+        ("absent", "there is no .safetensors file"),
+        ("name", "have different tensors"),
+        ("NaN", "NaN or infinite"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_and_leaves_nothing(case, said, folders, tmp_path, capsys):
+    theta_init, runs = folders
+    spoil(case, theta_init, runs)
+    before = sorted(tmp_path.iterdir())
+    assert main([str(theta_init), *map(str, runs), "--out", str(tmp_path / "out")]) == 1
+    assert said in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_folder_that_is_there_is_not_overwritten(folders, tmp_path):
+    theta_init, runs = folders
+    with pytest.raises(MergeError, match="is there already"):
+        merge_files(theta_init, runs, runs[0])
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_shares_lie_between_0_and_1(share, folders, tmp_path):
+    theta_init, runs = folders
+    with pytest.raises(MergeError, match=r"eta: .* a number from 0 to 1"):
+        merge_files(theta_init, runs, tmp_path / "out", eta=share)
+    with pytest.raises(MergeError, match=r"lam: .* a number from 0 to 1"):
+        merge_files(theta_init, runs[:2], tmp_path / "out", lam=share)
+
+
+def test_the_command_says_what_it_did_and_needs_no_transformers(folders, tmp_path):
+    theta_init, runs = folders
+    command = [sys.executable, "-X", "importtime", "-m", "warp_core.merge_files", str(theta_init),
+               *map(str, runs[:2]), "--out", str(tmp_path / "out")]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "2 runs merged in" in result.stdout
+    assert "angles" in result.stdout
+    assert "transformers" not in result.stderr
+    assert (tmp_path / "out" / WEIGHTS).is_file()
