@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from warp_core.config import ConfigError
@@ -147,6 +146,8 @@ def describe_machine() -> dict[str, Any]:
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     except OSError:  # no git
         commit = ""
+    import torch  # seconds, which those who only read results need not wait
+
     cuda = torch.cuda.is_available()
     return {
         "commit": commit or "unknown",
