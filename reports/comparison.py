@@ -14,6 +14,7 @@ from warp_core.narrative import (
     estimate_text,
     has_collapsed,
     has_moved,
+    is_poorer,
     kl_text,
     mean_angle,
     movement,
@@ -49,8 +50,10 @@ def overview(summaries: Summaries, reward_model: Mapping[str, Any]) -> list[str]
     ]
     for name, s in summaries.items():
         if name in SEED_FIGURES:
-            lines.append(f"Эксперимент {label(name)}. {movement(s)} {reward_sentence(s)}"
-                         + (" Текст выродился." if has_collapsed(s) else ""))  # fmt: skip
+            text = ("Текст выродился." if has_collapsed(s)
+                    else "Текст стал заметно однообразнее." if is_poorer(s)
+                    else "Текст не выродился.")  # fmt: skip
+            lines.append(f"Эксперимент {label(name)}. {movement(s)} {reward_sentence(s)} {text}")
     return [f"- {line}" for line in lines]
 
 

@@ -15,10 +15,18 @@ def estimate(mean, stderr=0.1, n=16):
 
 
 def summary(
-    kl=5.0, difference=1.0, repetition=0.05, distinct=1.0, empty=0.0, angle=0.0, training=(1.0, 0.5)
+    kl=5.0,
+    difference=1.0,
+    repetition=0.05,
+    distinct=1.0,
+    empty=0.0,
+    pairs=0.9,
+    angle=0.0,
+    training=(1.0, 0.5),
 ):
-    text = {"words": 15.0, "repetition": 0.05, "distinct": 1.0, "empty": 0.0}
-    after = {"words": 15.0, "repetition": repetition, "distinct": distinct, "empty": empty}
+    text = {"words": 15.0, "repetition": 0.05, "distinct": 1.0, "distinct_pairs": 0.9, "empty": 0.0}
+    after = {"words": 15.0, "repetition": repetition, "distinct": distinct, "distinct_pairs": pairs,
+             "empty": empty}  # fmt: skip
     return {
         "sft_reward": estimate(0.0),
         "warp_reward": estimate(difference),
@@ -86,6 +94,15 @@ def test_conclusion_does_not_trust_the_reward_of_collapsed_text(broken):
     text = said(summary(difference=2.0, **broken))
     assert "выродился, награде здесь верить нельзя" in text
     assert "lr нужно уменьшить" in text
+
+
+@pytest.mark.parametrize("poorer", [{"repetition": 0.12}, {"pairs": 0.7}])
+def test_conclusion_does_not_call_text_whole_that_repeats_itself(poorer):
+    text = said(summary(difference=2.0, **poorer))
+    assert "стал заметно однообразнее" in text
+    assert "lr нужно уменьшить" in text
+    assert "не выродился" not in text
+    assert "не выродился" in said(summary(difference=2.0, repetition=0.09, pairs=0.8))
 
 
 def test_conclusion_says_whether_the_curves_coincide():

@@ -166,13 +166,17 @@ def text_statistics(texts: Sequence[str]) -> dict[str, float]:
 
     Returns:
         words: mean number of words; repetition: share of a text's words that it already used,
-        mean over texts; distinct: share of different texts; empty: share of texts without a word.
+        mean over texts; distinct: share of different texts; distinct_pairs: share of different
+        pairs of neighbouring words among all of them (distinct-2 of Li et al. 2016; 1 where there
+        are none); empty: share of texts without a word.
     """
     words = [text.lower().split() for text in texts]
+    pairs = [pair for w in words for pair in itertools.pairwise(w)]
     repetition = [1 - len(set(w)) / len(w) for w in words if w]
     return {
         "words": float(np.mean([len(w) for w in words])),
         "repetition": float(np.mean(repetition)) if repetition else 0.0,
         "distinct": len(set(texts)) / len(texts),
+        "distinct_pairs": len(set(pairs)) / len(pairs) if pairs else 1.0,
         "empty": sum(not w for w in words) / len(words),
     }

@@ -23,6 +23,9 @@ ALMOST = 0.1  # of a curve's range: two curves closer than this almost coincide
 REPETITION_COLLAPSED = 0.5  # share of a text's words that it had already used
 DISTINCT_COLLAPSED = 0.5  # share of different completions
 EMPTY_COLLAPSED = 0.5  # share of completions without a word
+# Against θ_sft's text: so many times more repetition, or so much smaller a share of different pairs.
+REPETITION_POORER, PAIRS_POORER = 2.0, 0.8
+REPETITION_USUAL = 0.1  # less than that is no repetition to speak of
 
 SMALLEST = 1e-4  # a smaller number or error is written with a power of ten
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -79,7 +82,7 @@ def text_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     """What the completions look like: length, repetition, diversity, of both policies."""
     sft, warp = summary["text"]["sft"], summary["text"]["warp"]
     shares = {"repetition": "Повторённых слов, %", "distinct": "Различных ответов, %",
-              "empty": "Пустых ответов, %"}  # fmt: skip
+              "distinct_pairs": "Различных пар соседних слов, %", "empty": "Пустых ответов, %"}  # fmt: skip
     rows = [("Слов в ответе", number(sft["words"], 1), number(warp["words"], 1))]
     rows += [(name, percent(sft[key]), percent(warp[key])) for key, name in shares.items()]
     return pd.DataFrame(rows, columns=["Свойство текста", "SFT", "WARP"])
@@ -167,6 +170,15 @@ def has_collapsed(summary: Mapping[str, Any]) -> bool:
     )
 
 
+def is_poorer(summary: Mapping[str, Any]) -> bool:
+    """Whether the completions repeat themselves or one another far more than θ_sft's."""
+    sft, warp = summary["text"]["sft"], summary["text"]["warp"]
+    return (
+        warp["repetition"] > max(REPETITION_POORER * sft["repetition"], REPETITION_USUAL)
+        or warp["distinct_pairs"] < PAIRS_POORER * sft["distinct_pairs"]
+    )
+
+
 def reward_change(summary: Mapping[str, Any]) -> int:
     """1 or −1 where the paired difference is beyond two standard errors, else 0."""
     difference = summary["reward_difference"]
@@ -234,17 +246,22 @@ def reward_sentence(summary: Mapping[str, Any]) -> str:
 
 def _collapse(summary: Mapping[str, Any]) -> str:
     sft, warp = summary["text"]["sft"], summary["text"]["warp"]
-    facts = (f"слов в ответе {number(warp['words'], 1)} (у SFT-модели {number(sft['words'], 1)}), "
-             f"повторённых слов {percent(warp['repetition'])} % (у SFT-модели "
-             f"{percent(sft['repetition'])} %), различных ответов {percent(warp['distinct'])} % "
-             f"(у SFT-модели {percent(sft['distinct'])} %)")  # fmt: skip
+    shares = {"repetition": "повторённых слов", "distinct": "различных ответов",
+              "distinct_pairs": "различных пар соседних слов"}  # fmt: skip
+    facts = ", ".join([
+        f"слов в ответе {number(warp['words'], 1)} (у SFT-модели {number(sft['words'], 1)})",
+        *(f"{name} {percent(warp[key])} % (у SFT-модели {percent(sft[key])} %)"
+          for key, name in shares.items()),
+    ])  # fmt: skip
     if has_collapsed(summary):
         return f"Текст выродился, награде здесь верить нельзя: {facts}."
+    if is_poorer(summary):
+        return f"Текст стал заметно однообразнее, награда говорит здесь не всё: {facts}."
     return f"Текст не выродился: {facts}."
 
 
 def _next_step(summary: Mapping[str, Any], config: WarpConfig) -> str:
-    if has_collapsed(summary) or summary["kl_warp_sft"]["mean"] > FAR_NATS:
+    if has_collapsed(summary) or is_poorer(summary) or _larger_kl(summary) > FAR_NATS:
         return "Вывод: шаг слишком велик, lr нужно уменьшить."
     if not has_moved(summary) and config.warmup_steps > config.steps:
         part = number(100 * config.steps / config.warmup_steps, 10)
