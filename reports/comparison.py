@@ -45,7 +45,7 @@ def overview(summaries: Summaries, reward_model: Mapping[str, Any]) -> list[str]
     """The result in a few sentences, as a Markdown list."""
     in_percent = {key: 100 * reward_model["accuracy"][key] for key in ("mean", "stderr")}
     lines = [
-        f"Модель награды верно упорядочивает {estimate_text(in_percent)} % отложенных "
+        f"Модель награды верно упорядочивает {estimate_text(in_percent)}\u00a0% отложенных "
         "пар, оценки в которых различаются больше чем на 0,5 балла."
     ]
     for name, s in summaries.items():

@@ -109,7 +109,7 @@ def test_conclusion_says_whether_the_curves_coincide():
     assert "совпали полностью: зерно у запусков одно" in said(summary())
     assert "Кривые разных итераций почти совпали" in said(summary())
     apart = SAME | {(1, 2): [0.0, 1.0, 2.5]}
-    assert "наибольшее расхождение 0,5000 балла" in said(summary(), apart)
+    assert "наибольшее расхождение 0,50 балла" in said(summary(), apart)
     later = SAME | {(2, 1): [2.0, 3.0, 4.0], (2, 2): [2.0, 3.0, 4.0]}
     assert "Кривые разных итераций различаются" in said(summary(), later)
 
@@ -127,7 +127,7 @@ def test_what_a_policy_wrote_is_shown_as_text():
 def test_a_run_that_hardly_moved_is_told_what_to_change():
     still = summary(kl=1e-6, difference=0.0)
     warmed = WarpConfig(steps=3, warmup_steps=30, shared_run_seed=True)
-    assert "lr дошёл лишь до 10 % заданного" in said(still, config=warmed)
+    assert "lr дошёл лишь до 10\u00a0% заданного" in said(still, config=warmed)
     assert "без прогрева" in said(still, config=warmed)
     assert "нужен больший lr" in said(still)
 

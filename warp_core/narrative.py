@@ -219,15 +219,15 @@ def _coincidence(metrics: pd.DataFrame, config: WarpConfig) -> list[str]:
         else:
             sentences.append(
                 "Кривые запусков внутри итерации различаются, наибольшее расхождение "
-                f"{number(gap)} балла: {seeds}."
+                f"{number(gap, gap)} балла: {seeds}."
             )
     if config.iterations > 1 and config.shared_run_seed:
         gap = float(np.ptp(curves[:, 0], axis=0).max())
         spread = float(np.ptp(curves[0, 0]))
         how = "почти совпали" if gap < ALMOST * spread else "различаются"
         sentences.append(
-            f"Кривые разных итераций {how}: наибольшее расхождение {number(gap)} балла при размахе "
-            f"{number(spread)} балла вдоль кривой."
+            f"Кривые разных итераций {how}: наибольшее расхождение {number(gap, gap)} балла при размахе "
+            f"{number(spread, spread)} балла вдоль кривой."
         )
     return sentences
 
@@ -250,7 +250,7 @@ def _collapse(summary: Mapping[str, Any]) -> str:
               "distinct_pairs": "различных пар соседних слов"}  # fmt: skip
     facts = ", ".join([
         f"слов в ответе {number(warp['words'], 1)} (у SFT-модели {number(sft['words'], 1)})",
-        *(f"{name} {percent(warp[key])} % (у SFT-модели {percent(sft[key])} %)"
+        *(f"{name} {percent(warp[key])}\u00a0% (у SFT-модели {percent(sft[key])}\u00a0%)"
           for key, name in shares.items()),
     ])  # fmt: skip
     if has_collapsed(summary):
@@ -265,7 +265,7 @@ def _next_step(summary: Mapping[str, Any], config: WarpConfig) -> str:
         return "Вывод: шаг слишком велик, lr нужно уменьшить."
     if not has_moved(summary) and config.warmup_steps > config.steps:
         part = number(100 * config.steps / config.warmup_steps, 10)
-        return (f"Вывод: прогрев длиннее запуска, lr дошёл лишь до {part} % заданного; "
+        return (f"Вывод: прогрев длиннее запуска, lr дошёл лишь до {part}\u00a0% заданного; "
                 "следующий шаг – тот же lr без прогрева.")  # fmt: skip
     if not has_moved(summary):
         return "Вывод: шаг слишком мал, чтобы за T шагов что-то выучить; нужен больший lr."

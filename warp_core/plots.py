@@ -132,7 +132,7 @@ def learning_curve(training: pd.DataFrame, held_out: pd.DataFrame, ax: Axes) -> 
                label="доля верных пар на отложенных")  # fmt: skip
     right.set(ylabel="Доля верно упорядоченных пар", ylim=(0.45, 1.0))
     handles = [*ax.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
-    ax.legend(handles=handles, loc="center right")
+    ax.figure.legend(handles=handles, loc="outside upper center", ncols=2)
     return ax
 
 
