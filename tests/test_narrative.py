@@ -110,6 +110,8 @@ def test_conclusion_says_whether_the_curves_coincide():
     assert "Кривые разных итераций почти совпали" in said(summary())
     apart = SAME | {(1, 2): [0.0, 1.0, 2.5]}
     assert "наибольшее расхождение 0,50 балла" in said(summary(), apart)
+    one_step = {key: values[:1] for key, values in SAME.items()}
+    assert "почти совпали" in said(summary(), one_step, WarpConfig(steps=1, shared_run_seed=True))
     later = SAME | {(2, 1): [2.0, 3.0, 4.0], (2, 2): [2.0, 3.0, 4.0]}
     assert "Кривые разных итераций различаются" in said(summary(), later)
 
@@ -173,6 +175,8 @@ def test_front_conclusion_says_when_the_runs_are_one_policy():
                           "0,30\u00a0±\u00a00,10 балла.")  # fmt: skip
     assert "за концами фронта" in second
     assert "в пределах двух ошибок" in third
+    alone = {"front": front, "front_runs": [point("run", 1, 10.0, front_above=estimate(0.0, 0.0))]}
+    assert "совпадают друг с другом" not in " ".join(narrative.front_conclusion(alone))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])

@@ -224,7 +224,7 @@ def _coincidence(metrics: pd.DataFrame, config: WarpConfig) -> list[str]:
     if config.iterations > 1 and config.shared_run_seed:
         gap = float(np.ptp(curves[:, 0], axis=0).max())
         spread = float(np.ptp(curves[0, 0]))
-        how = "почти совпали" if gap < ALMOST * spread else "различаются"
+        how = "почти совпали" if gap <= ALMOST * spread else "различаются"
         sentences.append(
             f"Кривые разных итераций {how}: наибольшее расхождение {number(gap, gap)} балла при размахе "
             f"{number(spread, spread)} балла вдоль кривой."
@@ -328,13 +328,14 @@ def front_conclusion(summary: Mapping[str, Any]) -> list[str]:
     end = front[-1]
     grows = all(a["kl"]["mean"] <= b["kl"]["mean"] for a, b in itertools.pairwise(front))
     sentences = [
-        f"KL {'растёт' if grows else 'растёт не монотонно'} с η и на конце отрезка равна "
+        f"KL {'растёт с η' if grows else 'с η растёт не всюду'} и при {eta_text(end['eta'])} равна "
         f"{estimate_text(end['kl'])} нат на ответ. Наибольшая средняя награда "
         f"{estimate_text(best['reward'])} – при {eta_text(best['eta'])}.",
         f"От SFT-модели до {eta_text(end['eta'])} награда меняется на {estimate_text(end['gain'])} балла"
         f"{_doubt(end['gain'])}.",
     ]
-    if all(p["reward"] == runs[0]["reward"] and p["kl"] == runs[0]["kl"] for p in runs[1:]):
+    same = all(p["reward"] == runs[0]["reward"] and p["kl"] == runs[0]["kl"] for p in runs[1:])
+    if same and len(runs) > 1:
         return [*sentences, "Точки запусков совпадают друг с другом: при общем зерне это одна и та же "
                 "политика, и слияние здесь ничего не усредняет."]  # fmt: skip
     for run in runs:
