@@ -8,6 +8,8 @@ STRIP := nbstripout --keep-id --extra-keys "metadata.papermill cell.metadata.pap
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_WAIT_POLICY := PASSIVE
+export MALLOC_MMAP_MAX_ := 0
+export MALLOC_TRIM_THRESHOLD_ := 1099511627776
 
 .PHONY: help report smoke test lint clean distclean
 

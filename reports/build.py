@@ -4,8 +4,9 @@
 
 1. `sections.yaml` is read and all that it names is checked before anything runs: notebooks,
    parameter names (papermill only warns of unknown ones), values;
-2. each section that is not done runs in a papermill process of its own and is kept as
-   RUNS/ID/executed.ipynb, with fingerprints of its parameters, its sources and the results it read;
+2. each section that is not done runs in a papermill process of its own, two of them side by side
+   where neither waits for the other, and is kept as RUNS/ID/executed.ipynb, with fingerprints of
+   its parameters, its sources and the results it read;
 3. `page.py` makes one HTML file of the executed notebooks and the texts; the README's picture is
    one of its figures.
 """
@@ -13,17 +14,18 @@
 import argparse
 import ast
 import base64
-import contextlib
 import hashlib
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import nbformat
 import yaml
@@ -55,6 +57,8 @@ SHOWING = (  # the code of tables, sentences and figures
     Path(__file__).with_name("comparison.py"),
 )
 POLL_SECONDS = 1
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+LANES = min(2, CORES)  # notebooks side by side; more would want more memory
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,9 @@ class Section:
     folders: dict[str, str]  # papermill's -r
     parameters: dict[str, Any]  # what the notebook ends up with
     reads: list[str]  # patterns below the runs folder: the results that it shows
-    minutes: float  # estimate, on two cores
+    after: list[str]  # sections that must be done before
+    alone: bool  # it has all cores, and nothing runs beside it
+    minutes: float  # estimate, in its lane on two cores
     total_steps: int  # of an experiment; 0: its log says it, or it has none
     root: Path
     runs: Path
@@ -97,7 +103,9 @@ class Section:
         """Training steps logged so far, and how many there will be; 0, 0 where nothing says it."""
         run_dir = self.root / self.parameters.get("run_dir", "")
         if self.notebook.name == EXPERIMENT:
-            logs = run_dir.glob("steps/*.jsonl")
+            # Runs that share a seed are computed once.
+            runs = "1" if self.parameters["shared_run_seed"] else "*"
+            logs = run_dir.glob(f"steps/*_run_{runs}.jsonl")
             return sum(log.read_bytes().count(b"\n") for log in logs), self.total_steps
         log = run_dir / "training.jsonl"
         lines = log.read_bytes().split(b"\n")[:-1] if log.is_file() else []  # whole lines
@@ -133,6 +141,13 @@ def load_project(root: Path, smoke: bool) -> Project:
     sections = [_load_section(entry, root, runs, smoke, mistakes) for entry in entries]
     ids = [entry["id"] for entry in plan["run"]]
     mistakes += [f"sections.yaml: {i!r} is there twice" for i in ids if ids.count(i) > 1]
+    known = {"id", "notebook", "params", "smoke", "run_dir", "reads", "after", "alone", "minutes",
+             "smoke_minutes"}  # fmt: skip
+    for position, entry in enumerate(plan["run"]):
+        mistakes += [f"sections.yaml: {entry['id']}: {key!r} is no key of a section"
+                     for key in entry.keys() - known]  # fmt: skip
+        mistakes += [f"sections.yaml: {entry['id']}: after: {i!r} is no section above it"
+                     for i in entry.get("after", []) if i not in ids[:position]]  # fmt: skip
     for name in plan["report"]:
         if name not in ids and not (name.endswith(".md") and (texts / name).is_file()):
             mistakes.append(f"sections.yaml: {name!r} is neither a section nor a file of reports/")
@@ -176,13 +191,15 @@ def _load_section(
         try:
             config = config_class(**parameters)
             if isinstance(config, WarpConfig):
-                total = config.iterations * config.runs * config.steps
+                total = config.iterations * config.steps
+                total *= 1 if config.shared_run_seed else config.runs
         except ConfigError as error:
             mistakes.append(f"{where}: {error}")
     minutes = entry["smoke_minutes" if smoke else "minutes"]
     reads = [pattern.format(id=entry["id"]) for pattern in entry.get("reads", [])]
-    return Section(entry["id"], notebook, files, folders, parameters, reads, minutes, total,
-                   root, runs)  # fmt: skip
+    return Section(entry["id"], notebook, files, folders, parameters, reads,
+                   entry.get("after", []), entry.get("alone", False), minutes, total, root,
+                   runs)  # fmt: skip
 
 
 def parameters_of(notebook: Path) -> dict[str, Any]:
@@ -212,56 +229,98 @@ def _assignment(statement: ast.stmt) -> tuple[str, Any]:
     raise ValueError(f"line {statement.lineno}: {ast.unparse(statement)!r}")
 
 
+@dataclass(frozen=True)
+class Running:
+    """A notebook in a papermill process of its own."""
+
+    section: Section
+    child: subprocess.Popen[bytes]
+    log: IO[bytes]
+    source: str  # fingerprint of what was started
+
+
 def run_sections(sections: list[Section]) -> None:
-    """Run what is not done, in order."""
-    status = Status(sections)
-    for section in sections:
-        if not section.is_done():  # asked anew: it may read what has just been written
-            with status.section(section):
-                execute(section, status)
+    """Run what is not done, side by side where nothing waits for the other.
 
-
-def execute(section: Section, status: Status) -> None:
-    """One notebook in a papermill process of its own.
-
-    Raises ReportError with the cell and its error if it fails; what its run folder holds stays.
+    Raises ReportError with the cell and its error if one fails; what the run folders hold stays.
     """
-    executing = section.executed.with_name("executing.ipynb")
+    status = Status(sections, LANES)
+    waiting, running = list(sections), list[Running]()
+    try:
+        while waiting or running:
+            for section in list(waiting):
+                if _may_start(section, waiting, running):
+                    waiting.remove(section)
+                    if not section.is_done():  # asked anew: it may read what has just been written
+                        running.append(_start(section))
+                        status.start(section)
+            if running:
+                time.sleep(POLL_SECONDS)
+                status.tick()
+            for one in [one for one in running if one.child.poll() is not None]:
+                running.remove(one)
+                _finish(one)
+                status.finish(one.section)
+    finally:
+        for one in running:  # Ctrl-C, or another one failed
+            _interrupt(one.child)
+        for one in running:
+            _end(one.child)
+
+
+def _may_start(section: Section, waiting: list[Section], running: list[Running]) -> bool:
+    """A section that is alone shares the cores with none; the others run LANES at a time."""
+    unfinished = {other.id for other in waiting} | {one.section.id for one in running}
+    lanes = 1 if section.alone or any(one.section.alone for one in running) else LANES
+    return len(running) < lanes and not unfinished.intersection(section.after)
+
+
+def _start(section: Section) -> Running:
+    executing = _executing(section)
     executing.parent.mkdir(parents=True, exist_ok=True)
     executing.unlink(missing_ok=True)
-    source = section.source_fingerprint()
     command = [sys.executable, "-m", "papermill", str(section.notebook), str(executing),
                "--cwd", str(section.root), "-k", "python3", "-l", "python",
                "--no-progress-bar"]  # fmt: skip
     command += [part for file in section.files for part in ("-f", str(file))]
     command += [part for pair in section.folders.items() for part in ("-r", *pair)]
-    with tempfile.TemporaryFile() as log:
-        # Its own session: Ctrl-C reaches this process alone, which then stops the other in order.
-        child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        try:
-            while child.poll() is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(POLL_SECONDS)
-                status.tick()
-        finally:
-            _stop(child)
-        if child.returncode:
+    # One that runs in a lane has its share of the cores, whether or not another is beside it: the
+    # last bits of its numbers depend on it.
+    share = {} if section.alone else {"OMP_NUM_THREADS": str(max(1, CORES // LANES))}
+    log = tempfile.TemporaryFile()  # noqa: SIM115 (`_finish` closes it)
+    # Its own session: Ctrl-C reaches this process alone, which then stops the others in order.
+    child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True,
+                             env=os.environ | share)  # fmt: skip
+    return Running(section, child, log, section.source_fingerprint())
+
+
+def _finish(one: Running) -> None:
+    executing = _executing(one.section)
+    with one.log as log:
+        if one.child.returncode:
             log.seek(0)
-            _explain(section, executing, log.read().decode(errors="replace"))
+            _explain(one.section, executing, log.read().decode(errors="replace"))
     notebook = _read(executing)
-    notebook.metadata["warp_report"] = [source, section.results_fingerprint()]
+    notebook.metadata["warp_report"] = [one.source, one.section.results_fingerprint()]
     nbformat.write(notebook, executing)
-    executing.replace(section.executed)
+    executing.replace(one.section.executed)
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
+def _executing(section: Section) -> Path:
+    return section.executed.with_name("executing.ipynb")
+
+
+def _interrupt(child: subprocess.Popen[bytes]) -> None:
     """Papermill, interrupted, kills its kernel together with the processes that the kernel has."""
     if child.poll() is None:
         child.send_signal(signal.SIGINT)
-        try:
-            child.wait(20)
-        except subprocess.TimeoutExpired:
-            child.kill()
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    try:
+        child.wait(20)
+    except subprocess.TimeoutExpired:
+        child.kill()
 
 
 def _explain(section: Section, executing: Path, log: str) -> NoReturn:

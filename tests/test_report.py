@@ -83,10 +83,12 @@ def make_project(root: Path) -> Path:
     plan = {
         "title": "Отчёт",
         "run": [
-            section | {"id": "reward_model", "notebook": "reward_model.ipynb"},
+            section | {"id": "reward_model", "notebook": "reward_model.ipynb", "alone": True},
             section | {"id": "one", "notebook": "experiment.ipynb", "smoke": "smoke.yaml",
-                       "params": ["base.yaml", "one.yaml"], "reads": ["{id}/samples.jsonl"]},
-            section | {"id": "summary", "notebook": "summary.ipynb", "reads": ["*/summary.json"]},
+                       "params": ["base.yaml", "one.yaml"], "reads": ["{id}/samples.jsonl"],
+                       "after": ["reward_model"]},
+            section | {"id": "summary", "notebook": "summary.ipynb", "reads": ["*/summary.json"],
+                       "after": ["reward_model", "one"]},
         ],
         "report": ["summary", "method.md", "reward_model", "one"],
         "picture": "one",
@@ -188,7 +190,8 @@ def test_a_failure_names_the_cell_and_the_next_build_goes_on(
     root = make_project(tmp_path / "project")
     plan = yaml.safe_load((root / "reports/sections.yaml").read_text())
     plan["run"] = [plan["run"][2], plan["run"][0]]  # summary, then the one that fails
-    plan["run"][0]["reads"] = []
+    plan["run"][0] |= {"reads": [], "after": []}
+    plan["run"][1]["after"] = ["summary"]
     plan["report"], plan["picture"] = ["summary", "reward_model"], "summary"
     (root / "reports/sections.yaml").write_text(yaml.safe_dump(plan))
     (root / "broken").touch()
@@ -207,6 +210,54 @@ def test_a_failure_names_the_cell_and_the_next_build_goes_on(
     (root / "broken").unlink()
     assert build.main([], root) == 0
     assert order(root) == ["summary", "reward_model", "reward_model"]
+
+
+MEETING = """
+import os, time
+Path(run_dir).mkdir(parents=True, exist_ok=True)
+Path(run_dir, "here").write_text(os.environ.get("OMP_NUM_THREADS", "all"))
+others = [Path("runs/one/here"), Path("runs/two/here")]
+end = time.monotonic() + 60
+while not all(other.exists() for other in others):
+    assert time.monotonic() < end, "nobody came"
+    time.sleep(0.1)
+if name == "two":
+    raise ValueError("two failed")
+time.sleep(300)
+"""
+
+
+def test_two_sections_share_the_cores_and_one_that_fails_stops_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "CORES", 6)
+    monkeypatch.setattr(build, "LANES", 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    root = make_project(tmp_path / "project")
+    warp_keys = "".join(f"{k} = {f.default!r}\n" for k, f in WarpConfig.model_fields.items())
+    notebook(root / "notebooks/experiment.ipynb", "Встреча", warp_keys,
+             "from pathlib import Path" + MEETING)  # fmt: skip
+    notebook(
+        root / "notebooks/reward_model.ipynb",
+        "Одна",
+        "run_dir = ''",
+        "import os\n"
+        "with open('alone.txt', 'w') as file:\n    file.write(str(os.environ.get('OMP_NUM_THREADS')))",
+    )
+    (root / "params/two.yaml").write_text("name: two\n")
+    plan = yaml.safe_load((root / "reports/sections.yaml").read_text())
+    alone, one, _ = plan["run"]
+    plan["run"] = [alone, one, one | {"id": "two", "params": ["base.yaml", "two.yaml"]}]
+    plan["report"] = ["one", "two"]
+    (root / "reports/sections.yaml").write_text(yaml.safe_dump(plan, allow_unicode=True))
+    start = time.monotonic()
+    assert build.main([], root) == 1
+    assert time.monotonic() - start < 100
+    assert "two: notebooks/experiment.ipynb failed" in capsys.readouterr().err
+    assert (root / "alone.txt").read_text() == "None"
+    for name in ("one", "two"):
+        assert (root / f"runs/{name}/here").read_text() == "3"
+    assert not (root / "runs/one/executed.ipynb").exists()
 
 
 def test_smoke_has_its_own_folders_and_says_so(tmp_path: Path) -> None:
@@ -268,24 +319,27 @@ def test_status_line_counts_steps_and_time(
 ) -> None:
     sections = build.load_project(built, smoke=False).sections
     assert [section.steps() for section in sections] == [(5, 5), (3, 40), (0, 0)]
-    line = status.Status(sections)
+    line = status.Status(sections, lanes=2)
     line.todo = sections[1:]
     line.measured, line.estimated = 4.0, 2.0  # twice as slow as estimated
     now = [1000.0]
     monkeypatch.setattr(status.time, "monotonic", lambda: now[0])
-    with line.section(sections[1]):
-        log = built / "runs/one/steps/iteration_1_run_2.jsonl"
-        log.write_text("{}\n" * 17)
-        now[0] += 10
-        line.tick()  # too soon for a log
-        now[0] += 80
-        line.tick()
-        now[0] += 60
-        log.unlink()
+    line.start(sections[1])
+    line.start(sections[2])
+    log = built / "runs/one/steps/iteration_1_run_2.jsonl"
+    log.write_text("{}\n" * 17)
+    now[0] += 10
+    line.tick()  # too soon for a log
+    now[0] += 80
+    line.tick()
+    now[0] += 60
+    line.finish(sections[1])
+    log.unlink()
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
-        "[2/3] one: step 3 of 40 · 0 s so far · about 4 min left",
-        "[2/3] one: step 20 of 40 · 2 min so far · about 3 min left",
+        "[2/3] one: step 3 of 40 · 0 s so far · about 2 min left",
+        "[2/3] one: step 3 of 40 · 0 s so far | [3/3] summary: 0 s so far · about 2 min left",
+        "[2/3] one: step 20 of 40 · 2 min so far | [3/3] summary: 2 min so far · about 1 min left",
         "[2/3] one: done in 2 min",
     ]
 
@@ -302,7 +356,8 @@ def test_every_mistake_is_found_before_anything_runs(
     (root / "notebooks/reward_model.ipynb").unlink()
     notebook(root / "notebooks/pareto_front.ipynb", "Фронт", "etas = [0, 2]\nrun_dir = ''", "")
     plan = yaml.safe_load((root / "reports/sections.yaml").read_text())
-    plan["run"].append({"id": "front", "notebook": "pareto_front.ipynb", "minutes": 1})
+    plan["run"].append({"id": "front", "notebook": "pareto_front.ipynb", "minutes": 1,
+                        "after": ["two"], "befor": ["summary"]})  # fmt: skip
     (root / "reports/sections.yaml").write_text(yaml.safe_dump(plan))
     (root / "reports/method.md").unlink()
     assert build.main([], root) == 2
@@ -317,6 +372,8 @@ def test_every_mistake_is_found_before_anything_runs(
         in said
     )
     assert "reward_model (notebooks/reward_model.ipynb): cannot be read as a notebook" in said
+    assert "front: after: 'two' is no section above it" in said
+    assert "front: 'befor' is no key of a section" in said
     assert "'method.md' is neither a section nor a file" in said
     assert not (root / "runs").exists()
     assert not order(root)

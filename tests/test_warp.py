@@ -193,7 +193,7 @@ def test_a_run_starts_at_theta_init_with_its_own_seed_and_anchor(architecture, f
     )  # fmt: skip
     stored = rows_of(config, iteration=2, run=2)
     assert [{k: v for k, v in row.items() if k != "seconds"} for row in rows] == stored
-    assert (rows[0]["kl_anchor"] == 0) == (config.anchor == "ema")
+    assert (abs(rows[0]["kl_anchor"]) < 1e-5) == (config.anchor == "ema")
     torch.testing.assert_close(
         dict(weights_of(policy)), load_weights(weights / "iteration_2" / "run_2"), rtol=0, atol=0
     )
@@ -223,6 +223,28 @@ def test_runs_that_share_a_seed_coincide_and_own_seeds_do_not(finished, gpt2_cop
         assert rows_of(gpt2_copy, iteration=i, run=1) != rows_of(gpt2_copy, iteration=i, run=2)
     assert summary["kl_sft_warp"]["mean"] < 1e-6
     assert summary["sft_reward"] == finished("gpt2")[1]["sft_reward"]
+
+
+def test_a_shared_seeds_run_is_computed_once_and_is_the_run_that_run_2_would_be(
+    gpt2_copy, tmp_path, monkeypatch
+):
+    changes = {"shared_run_seed": True, "runs": 3, "run_dir": str(tmp_path / "shared")}
+    config = gpt2_copy.model_copy(update=changes)
+    trained = []
+    train_one = warp._train_one
+    monkeypatch.setattr(warp, "_train_one", lambda *x: (trained.append(x[2:]), train_one(*x)))
+    run_warp(config)
+    (*first, threads), second = trained
+    assert (first, second) == ([1, 1], (2, 1, threads))
+    folder = config.folder / "weights" / "iteration_2"
+    copied, log = load_weights(folder / "run_3"), rows_of(config, iteration=2, run=3)
+    shutil.rmtree(folder / "run_3")
+    train_one(config, config.folder, 2, 3, threads)
+    torch.testing.assert_close(load_weights(folder / "run_3"), copied, rtol=0, atol=0)
+    assert log == [
+        {k: v for k, v in row.items() if k not in ("iteration", "run", "seconds")}
+        for row in read_jsonl(config.folder / "steps" / "iteration_2_run_3.jsonl")
+    ]
 
 
 def test_every_run_has_a_seed_of_its_own_unless_it_is_shared():

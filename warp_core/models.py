@@ -7,9 +7,11 @@ is sampled must be the policy whose gradient is taken.
 """
 
 import hashlib
+import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -188,15 +190,36 @@ def save_policy(
     Args:
         theta: weights to write in place of the model's own.
     """
+    weights = weights_of(model) if theta is None else theta
+    weights = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    model.config.architectures = [type(model).__name__]  # other programs choose the class by it
+    with _appearing(folder) as staging:
+        save_file(weights, staging / WEIGHTS_FILE, metadata={"format": "pt"})
+        model.config.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+
+
+def copy_policy(source: Path, folder: Path) -> None:
+    """The same folder once more, by hard links where the disk has them: no file is ever rewritten."""
+
+    def link(file: str, copy: str) -> None:
+        try:
+            os.link(file, copy)
+        except OSError:
+            shutil.copy2(file, copy)
+
+    with _appearing(folder) as staging:
+        shutil.copytree(source, staging, copy_function=link, dirs_exist_ok=True)
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which then appears as `folder`, whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         staging = Path(temporary) / "model"
         staging.mkdir()
-        weights = weights_of(model) if theta is None else theta
-        weights = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
-        save_file(weights, staging / WEIGHTS_FILE, metadata={"format": "pt"})
-        model.config.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
+        yield staging
         if folder.exists():  # of an attempt that ended before its results were whole
             shutil.rmtree(folder)
         staging.rename(folder)

@@ -91,10 +91,7 @@ def sample(
     step_tokens = tokens
     for _ in range(max_new_tokens):
         logits = forward_logits(model, step_tokens, mask, keep=1, cache=cache)[:, 0]  # (B, V)
-        probs = torch.softmax(logits.float() / temperature, dim=-1)
-        if probs.isnan().any():  # multinomial would say so on the CPU alone
-            raise FloatingPointError("the policy's logits are not finite")
-        drawn = torch.multinomial(probs, 1, generator=generator)  # (B, 1)
+        drawn = draw(_tempered(logits, temperature), generator)  # (B, 1)
         step_tokens = drawn.masked_fill(done[:, None], end)
         completion_mask.append(~done)
         tokens = torch.cat([tokens, step_tokens], dim=1)
@@ -105,12 +102,34 @@ def sample(
     return Rollout(tokens, mask, torch.stack(completion_mask, dim=1))
 
 
+def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """One token of each row's softmax: (B, V) -> (B, 1) int64.
+
+    By the inverse of its distribution function, which takes one random number a row;
+    torch.multinomial takes V of them. The sums are float64.
+
+    Raises FloatingPointError where a logit is NaN or infinite.
+    """
+    cumulative = torch.softmax(logits, dim=-1).cumsum(dim=-1, dtype=torch.float64)  # (B, V)
+    total = cumulative[:, -1:]
+    if not torch.isfinite(total).all():
+        raise FloatingPointError("the policy's logits are not finite")
+    u = torch.rand(total.shape, generator=generator, dtype=torch.float64, device=logits.device)
+    token = torch.searchsorted(cumulative, u * total, right=True)
+    return token.clamp(max=logits.shape[-1] - 1)  # where u · total rounds up to the total
+
+
 def completion_logits(model: PreTrainedModel, rollout: Rollout, temperature: float = 1.0) -> Tensor:
     """Logits that predicted each completion token, / temperature: (B, N, V) float32, with graph."""
     n = rollout.completion_mask.shape[1]
     # The last token predicts nothing that was drawn.
     logits = forward_logits(model, rollout.tokens[:, :-1], rollout.attention_mask[:, :-1], keep=n)
-    return logits.float() / temperature
+    return _tempered(logits, temperature)
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    """In float32; a division by 1 would copy all of a vocabulary's logits."""
+    return logits.float() if temperature == 1 else logits.float() / temperature
 
 
 def token_logprobs(logits: Tensor, rollout: Rollout) -> Tensor:
@@ -123,6 +142,11 @@ def token_logprobs(logits: Tensor, rollout: Rollout) -> Tensor:
         logits.flatten(0, 1), rollout.completions.flatten(), reduction="none"
     )
     return logprobs.view_as(rollout.completions).masked_fill(~rollout.completion_mask, 0.0)
+
+
+def logprob(model: PreTrainedModel, rollout: Rollout, temperature: float = 1.0) -> Tensor:
+    """log π_θ(y|x), the sum over the completion's tokens: (B,) nats, with graph."""
+    return token_logprobs(completion_logits(model, rollout, temperature), rollout).sum(dim=1)
 
 
 def forward_logits(

@@ -20,12 +20,12 @@ from warp_core.config import WarpConfig
 from warp_core.merge import ema_update_
 from warp_core.models import weights_of
 from warp_core.rollout import (
-    completion_logits,
     encode_prompts,
     end_token,
+    logprob,
     sample,
-    token_logprobs,
 )
+from warp_core.tape import Tape
 
 Reward = Callable[[Sequence[str]], Tensor]  # texts -> (B,) float32
 
@@ -62,24 +62,28 @@ def train_run(
     batches = prompt_batches(prompts, config.batch_size, seed)
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr, fused=True)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    tape = Tape(policy)
     for t in range(1, config.steps + 1):  # line 5
         start = time.perf_counter()
 
+        optimizer.zero_grad()  # before sampling, which can use the memory
+
         # line 6: y ~ π_θm(·|x)
         x = next(batches)
+        tokens, mask = encode_prompts(tokenizer, x, device)  # (B, P)
         try:
-            y = sample(policy, *encode_prompts(tokenizer, x, device), config.max_new_tokens,
-                       end_token(tokenizer), generator, config.temperature)  # fmt: skip
+            with autocast, tape.recording(tokens.shape[1] + config.max_new_tokens):
+                y = sample(policy, tokens, mask, config.max_new_tokens, end_token(tokenizer),
+                           generator, config.temperature)  # fmt: skip
         except FloatingPointError as error:
             raise TrainingError(f"step {t}: {error}") from None
 
         # line 7: r_β(y) = r(x, y) − β·log(π_θm(y|x) / π_θema(y|x)), no gradient through it
-        with autocast:
-            logits = completion_logits(policy, y, config.temperature)  # (B, N, V)
-            with torch.no_grad():
-                logits_anchor = completion_logits(anchor, y, config.temperature)
-        logprobs = token_logprobs(logits, y).sum(dim=1)  # (B,)
-        kl = logprobs.detach() - token_logprobs(logits_anchor, y).sum(dim=1)  # (B,)
+        with autocast, torch.no_grad():
+            logprobs_ema = logprob(anchor, y, config.temperature)  # (B,)
+        with autocast, tape.replaying():
+            logprobs = logprob(policy, y, config.temperature)  # (B,)
+        kl = logprobs.detach() - logprobs_ema  # (B,)
         texts = [a + b for a, b in zip(x, y.texts(tokenizer), strict=True)]
         r = _finite("reward", reward(texts).to(device), t)
         r_beta = r - config.beta * kl  # (B,)
@@ -87,7 +91,6 @@ def train_run(
         # line 8: θ^m ← Opt(θ^m, r_β·∇ log π_θm(y|x))
         advantages = r_beta - loo_baseline(r_beta) if config.baseline == "loo" else r_beta
         loss = _finite("loss", -(advantages * logprobs).mean(), t)
-        optimizer.zero_grad()
         loss.backward()
         grad_norm = get_total_norm([p.grad for p in policy.parameters() if p.grad is not None])
         _finite("gradient", grad_norm, t)

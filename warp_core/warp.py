@@ -2,7 +2,8 @@
 
 The M runs of an iteration do not know each other, so they run side by side in processes of their
 own, each with its share of the cores (on CUDA one after the other); weights pass through the run
-folder. What the run folder already holds is not computed again.
+folder. Runs that share a seed are one run, computed once. What the run folder already holds is not
+computed again.
 """
 
 import copy
@@ -30,6 +31,7 @@ from warp_core.evaluate import Completions, complete, evaluate_pair, front_summa
 from warp_core.merge import liti, slerp_with_angles
 from warp_core.models import (
     best_device,
+    copy_policy,
     fingerprint,
     load_policy,
     load_weights,
@@ -199,16 +201,28 @@ def run_front(
         model = world.policy(theta)
         of_model = complete(model, world.tokenizer, world.reward, world.prompts.evaluation, config)
         kls = policy_kl(model, world.sft, of_model, config)
-        points.append(name | {"rewards": of_model.rewards, "kls": kls,
-                              "seconds": time.monotonic() - start})  # fmt: skip
-        append_jsonl(run_dir / "front.jsonl", points[-1])
+        keep(name | {"rewards": of_model.rewards, "kls": kls, "seconds": time.monotonic() - start})
+
+    def keep(point: dict[str, Any]) -> None:
+        points.append(point)
+        append_jsonl(run_dir / "front.jsonl", point)
 
     for eta in tqdm(etas, desc="front", mininterval=5):
-        if not any(point.get("eta") == eta for point in points):
+        if any(point.get("eta") == eta for point in points):
+            continue
+        if eta == 0:  # θ_sft itself
+            zeros = [0.0] * len(of_sft.rewards)
+            keep({"eta": eta, "rewards": of_sft.rewards, "kls": zeros, "seconds": 0.0})
+        else:
             add({"eta": eta}, liti(theta_sft, theta_slerp, eta))
-    for m in range(1, config.runs + 1):
-        if not any(point.get("run") == m for point in points):
+    for m, first in distinct_runs(config, config.iterations).items():
+        if any(point.get("run") == m for point in points):
+            continue
+        if m == first:
             add({"run": m}, load_weights(folder / f"run_{m}"))
+        else:  # the same policy bit for bit
+            same = next(point for point in points if point.get("run") == first)
+            keep(same | {"run": m, "seconds": 0.0})
     summary |= front_summary(points, of_sft.rewards)
     summary["front_seconds"] = sum(point["seconds"] for point in points)
     write_json(run_dir / "summary.json", summary)
@@ -223,21 +237,35 @@ def run_seed(config: WarpConfig, iteration: int, run: int) -> int:
     return int(entropy.generate_state(1)[0])
 
 
+def distinct_runs(config: WarpConfig, iteration: int) -> dict[int, int]:
+    """Each run of an iteration -> the first run that has its seed, which is the same run bit for bit.
+
+    With `shared_run_seed` all are run 1: what a run does depends on θ_init and its seed alone.
+    """
+    first: dict[int, int] = {}
+    return {m: first.setdefault(run_seed(config, iteration, m), m)
+            for m in range(1, config.runs + 1)}  # fmt: skip
+
+
 def _train_runs(config: WarpConfig, run_dir: Path, iteration: int) -> None:
     """Lines 3 to 11: the iteration's runs that are not there yet, side by side where that helps."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    workers = 1 if best_device().type == "cuda" else min(config.runs, cores)
-    missing = [
-        m for m in range(1, config.runs + 1) if not _run_folder(run_dir, iteration, m).is_dir()
-    ]
+    runs = distinct_runs(config, iteration)
+    distinct = sorted(set(runs.values()))
+    cores = torch.get_num_threads()  # OMP_NUM_THREADS, or all
+    workers = 1 if best_device().type == "cuda" else min(len(distinct), cores)
+    # A run's share of the cores is the same whether or not others are beside it, and so are its bits.
+    threads = max(1, cores // config.runs)
+    missing = [m for m in distinct if not _run_folder(run_dir, iteration, m).is_dir()]
     try:
-        with _progress(config, run_dir, iteration):
+        with _progress(config, run_dir, iteration, distinct):
             Parallel(n_jobs=min(workers, max(1, len(missing))))(
-                delayed(_train_one)(config, run_dir, iteration, m, max(1, cores // workers))
-                for m in missing
+                delayed(_train_one)(config, run_dir, iteration, m, threads) for m in missing
             )
+        for m, first in runs.items():
+            if m != first and not _run_folder(run_dir, iteration, m).is_dir():
+                log = read_jsonl(_log_path(run_dir, iteration, first))
+                write_jsonl(_log_path(run_dir, iteration, m), [row | {"run": m} for row in log])
+                copy_policy(*(_run_folder(run_dir, iteration, run) for run in (first, m)))
     finally:  # what was logged stays, whatever happened
         rows = [
             row
@@ -294,13 +322,15 @@ def _liti_folder(config: WarpConfig, run_dir: Path, iteration: int) -> Path:
 
 
 @contextmanager
-def _progress(config: WarpConfig, run_dir: Path, iteration: int) -> Iterator[None]:
+def _progress(
+    config: WarpConfig, run_dir: Path, iteration: int, runs: Sequence[int]
+) -> Iterator[None]:
     """A bar that counts the steps that the runs have logged; the runs are in other processes."""
-    logs = [_log_path(run_dir, iteration, m) for m in range(1, config.runs + 1)]
+    logs = [_log_path(run_dir, iteration, m) for m in runs]
     finished = threading.Event()
 
     def watch() -> None:
-        total = config.runs * config.steps
+        total = len(runs) * config.steps
         with tqdm(total=total, desc=f"{config.name}, i = {iteration}", mininterval=5) as bar:
             while True:
                 last = finished.wait(1)
