@@ -379,7 +379,8 @@ def provenance(project: Project) -> str:
     ended = max(_read(section.executed).metadata["papermill"]["end_time"]
                 for section in project.sections if section.executed.is_file())  # fmt: skip
     year, month, day = ended[:10].split("-")
-    return (f"Вычисления закончены {day}.{month}.{year}, счёт занял {seconds / 60:.0f} мин; "
+    return (f"Вычисления закончены {day}.{month}.{year}; счёт занял {seconds / 60:.0f} мин в сумме по "
+            f"ноутбукам, которые шли по два; "
             f"коммит: {', '.join(sorted(commits)) or 'неизвестен'}.")  # fmt: skip
 
 

@@ -149,5 +149,5 @@ def reproduction_table(meta: Mapping[str, Any], seconds: float) -> pd.DataFrame:
     """Versions, commit, device and time."""
     rows = [("Версия кода (git)", meta["commit"]), ("Python", meta["python"]),
             *meta["versions"].items(), ("Устройство", f"{meta['device']}, ядер: {meta['cores']}"),
-            ("Время модели награды, экспериментов и фронта", f"{seconds / 60:.0f} мин")]  # fmt: skip
+            ("Время счёта: сумма по ноутбукам, которые шли по два", f"{seconds / 60:.0f} мин")]  # fmt: skip
     return pd.DataFrame(rows, columns=["Что", "Значение"])

@@ -109,6 +109,21 @@ def test_kl_of_a_policy_to_itself_is_zero_and_to_another_is_not(gpt2, other):
     assert min(policy_kl(model, other, done, CONFIG)) > 0
 
 
+def test_kl_from_the_logits_of_sampling_is_that_of_full_forward_passes(gpt2, other):
+    model, tokenizer = gpt2
+    prompts = ["good film", "bad", "the plot was dull", "so nice"] * 20
+    warm = CONFIG.model_copy(update={"temperature": 0.7})
+    done = complete(model, tokenizer, words, prompts, warm, reference=other)
+    assert done.kls == pytest.approx(policy_kl(model, other, done, warm), rel=1e-4)
+    itself = complete(model, tokenizer, words, prompts, warm, reference=model)
+    assert itself.texts == done.texts
+    assert max(map(abs, itself.kls)) < 1e-8
+    with torch.no_grad():
+        other.transformer.ln_f.weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="KL is not finite"):
+        complete(model, tokenizer, words, prompts, warm, reference=other)
+
+
 def test_kl_is_that_of_the_temperature(letters):
     p, q, _, _ = letters
     tokenizer = tiny.letters_tokenizer()
@@ -130,7 +145,7 @@ def test_a_kl_that_is_not_finite_is_an_error(gpt2, other):
 
 
 def test_every_prompt_is_answered_and_rewarded_as_one_text(gpt2):
-    prompts = [f"good {word}" for word in tiny.WORDS] * 2  # more than a batch
+    prompts = [f"good {word}" for word in tiny.WORDS] * 3  # more than a batch
     assert len(prompts) > BATCH
     seen = []
 
@@ -167,10 +182,13 @@ def test_a_reward_that_is_not_finite_is_an_error(gpt2):
 def test_pair_takes_each_kl_along_its_own_policys_completions(gpt2, other):
     model, tokenizer = gpt2
     prompts = ["good film", "bad", "the plot was dull", "so nice"]
-    of_sft, of_warp = (complete(m, tokenizer, words, prompts, CONFIG) for m in (model, other))
+    of_sft = complete(model, tokenizer, words, prompts, CONFIG)
+    of_warp = complete(other, tokenizer, words, prompts, CONFIG, reference=model)
+    assert of_sft.kls == []
     pair = evaluate_pair(model, other, of_sft, of_warp, CONFIG)
     assert pair["kl_sft_warp"] == estimate(policy_kl(model, other, of_sft, CONFIG))
-    assert pair["kl_warp_sft"] == estimate(policy_kl(other, model, of_warp, CONFIG))
+    along_warp = estimate(policy_kl(other, model, of_warp, CONFIG))
+    assert pair["kl_warp_sft"] == pytest.approx(along_warp, rel=1e-4)
     assert pair["sft_reward"] == estimate(of_sft.rewards)
     assert pair["warp_reward"] == estimate(of_warp.rewards)
     differences = [w - s for s, w in zip(of_sft.rewards, of_warp.rewards, strict=True)]

@@ -106,10 +106,14 @@ def test_conclusion_does_not_call_text_whole_that_repeats_itself(poorer):
 
 
 def test_conclusion_says_whether_the_curves_coincide():
-    assert "совпали полностью: зерно у запусков одно" in said(summary())
+    assert "это один и тот же расчёт: он выполнен один раз" in said(summary())
     assert "Кривые разных итераций почти совпали" in said(summary())
     apart = SAME | {(1, 2): [0.0, 1.0, 2.5]}
-    assert "наибольшее расхождение 0,50 балла" in said(summary(), apart)
+    own = WarpConfig(steps=3)
+    assert "наибольшее расхождение 0,50 балла: у каждого запуска своё" in said(
+        summary(), apart, own
+    )
+    assert "совпали полностью." in said(summary(), SAME, own)
     one_step = {key: values[:1] for key, values in SAME.items()}
     assert "почти совпали" in said(summary(), one_step, WarpConfig(steps=1, shared_run_seed=True))
     later = SAME | {(2, 1): [2.0, 3.0, 4.0], (2, 2): [2.0, 3.0, 4.0]}

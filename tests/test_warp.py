@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from warp_core import warp
 from warp_core.config import ConfigError, WarpConfig
-from warp_core.evaluate import estimate
+from warp_core.evaluate import estimate, policy_kl
 from warp_core.merge import liti, slerp
 from warp_core.models import fingerprint, load_policy, load_weights, weights_of
 from warp_core.prompts import load_prompts
@@ -203,12 +203,10 @@ def test_the_warp_policy_is_the_one_that_was_evaluated(finished):
     config, summary = finished("gpt2")
     world = warp.World(config)
     model, _ = load_policy(str(config.folder / "weights" / "warp"))
-    completions = warp.complete(
-        model, world.tokenizer, world.reward, world.prompts.evaluation, config
-    )
+    completions = warp.complete(model, world.tokenizer, world.reward, world.prompts.evaluation,
+                                config, reference=world.sft)  # fmt: skip
     assert estimate(completions.rewards) == summary["warp_reward"]
-    kl = estimate(warp.policy_kl(model, world.sft, completions, config))
-    assert kl == summary["kl_warp_sft"]
+    assert estimate(completions.kls) == summary["kl_warp_sft"]
 
 
 # Seeds
@@ -245,6 +243,22 @@ def test_a_shared_seeds_run_is_computed_once_and_is_the_run_that_run_2_would_be(
         {k: v for k, v in row.items() if k not in ("iteration", "run", "seconds")}
         for row in read_jsonl(config.folder / "steps" / "iteration_2_run_3.jsonl")
     ]
+
+
+def test_side_by_side_or_one_after_the_other_the_bits_are_the_same(gpt2_copy, tmp_path):
+    stored = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)  # as OMP_NUM_THREADS does
+            config = gpt2_copy.model_copy(update={"run_dir": str(tmp_path / f"{threads}")})
+            run_warp(config)
+            files = sorted((config.folder / "weights").rglob("*.safetensors"))
+            weights = {str(f.relative_to(config.folder)): f.read_bytes() for f in files}
+            stored.append((weights, rows_of(config)))
+    finally:
+        torch.set_num_threads(1)
+    assert len(stored[0][0]) == 8
+    assert stored[0] == stored[1]
 
 
 def test_every_run_has_a_seed_of_its_own_unless_it_is_shared():
@@ -351,7 +365,7 @@ def test_the_front_goes_from_theta_sft_to_theta_slerp(gpt2_copy, finished):
             model, world.tokenizer, world.reward, world.prompts.evaluation, gpt2_copy
         )
         assert point["reward"] == pytest.approx(estimate(completions.rewards), rel=1e-4)
-        kl = estimate(warp.policy_kl(model, world.sft, completions, gpt2_copy))
+        kl = estimate(policy_kl(model, world.sft, completions, gpt2_copy))
         assert point["kl"] == pytest.approx(kl, rel=1e-3)
     assert [point["run"] for point in summary["front_runs"]] == [1, 2]
     assert read_json(gpt2_copy.folder / "summary.json") == summary
@@ -370,9 +384,9 @@ def test_points_of_the_front_that_are_there_stay(gpt2_copy, monkeypatch):
     evaluated = []
     complete = warp.complete
 
-    def counted(*args):
+    def counted(*args, **options):
         evaluated.append(args)
-        return complete(*args)
+        return complete(*args, **options)
 
     monkeypatch.setattr(warp, "complete", counted)
     summary = run_front(gpt2_copy, etas=[0.0, 0.3, 1.0])
@@ -380,6 +394,24 @@ def test_points_of_the_front_that_are_there_stay(gpt2_copy, monkeypatch):
     assert [point["eta"] for point in summary["front"]] == [0.0, 0.3, 1.0]
     assert summary["front"][::2] == first["front"]
     assert run_warp(gpt2_copy) == summary
+
+
+def test_a_shared_seeds_front_evaluates_each_policy_once(gpt2_copy, tmp_path, monkeypatch):
+    changes = {"shared_run_seed": True, "run_dir": str(tmp_path / "shared")}
+    shared = gpt2_copy.model_copy(update=changes)
+    run_warp(shared)
+    evaluated = []
+    complete = warp.complete
+    monkeypatch.setattr(
+        warp, "complete", lambda *x, **o: (evaluated.append(x[0]), complete(*x, **o))[1]
+    )
+    summary = run_front(shared, etas=[0.0, 1.0])
+    assert len(evaluated) == 2  # θ_slerp and run 1; θ_sft and run 2 are known
+    first, second = summary["front_runs"]
+    assert (first["run"], second["run"]) == (1, 2)
+    assert first | {"run": 2} == second
+    assert summary["front"][0]["reward"] == summary["sft_reward"]
+    assert summary["front"][0]["kl"] == {"mean": 0.0, "stderr": 0.0, "n": 8}
 
 
 def test_a_front_needs_a_finished_experiment(tiny_params):

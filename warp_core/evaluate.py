@@ -23,7 +23,7 @@ from warp_core.config import WarpConfig
 from warp_core.rollout import Rollout, completion_logits, encode_prompts, end_token, sample
 from warp_core.train import Reward
 
-BATCH = 32
+BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -33,28 +33,39 @@ class Completions:
     rollouts: list[Rollout]
     texts: list[str]
     rewards: list[float]
+    kls: list[float]
+    """KL(policy‖reference) of each prompt, nats per completion; empty without a reference."""
 
 
+@torch.no_grad()
 def complete(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     reward: Reward,
     prompts: Sequence[str],
     config: WarpConfig,
+    reference: PreTrainedModel | None = None,
 ) -> Completions:
-    """One completion and its reward for each prompt."""
+    """One completion and its reward for each prompt; with a reference, the KL to it too."""
     rollouts: list[Rollout] = []
+    kls: list[float] = []
     for start in range(0, len(prompts), BATCH):
         # A seed for each batch: how long one lasts must not change what the next one draws.
         generator = torch.Generator(model.device).manual_seed(config.seed + 1_000_003 * (start + 1))
         batch = encode_prompts(tokenizer, prompts[start : start + BATCH], model.device)
-        rollouts.append(sample(model, *batch, config.max_new_tokens, end_token(tokenizer),
-                               generator, config.temperature))  # fmt: skip
+        logits: list[Tensor] | None = None if reference is None else []
+        rollout = sample(model, *batch, config.max_new_tokens, end_token(tokenizer), generator,
+                         config.temperature, logits)  # fmt: skip
+        rollouts.append(rollout)
+        if reference is not None and logits is not None:
+            of_reference = completion_logits(reference, rollout, config.temperature)  # (B, N, V)
+            kl = sequence_kl(torch.stack(logits, dim=1), of_reference, rollout.completion_mask)
+            kls += _finite(kl.tolist())
     texts = [text for rollout in rollouts for text in rollout.texts(tokenizer)]
     rewards = reward([p + t for p, t in zip(prompts, texts, strict=True)])
     if not torch.isfinite(rewards).all():
         raise FloatingPointError("evaluation: a reward is not finite; look at the reward model")
-    return Completions(rollouts, texts, rewards.tolist())
+    return Completions(rollouts, texts, rewards.tolist(), kls)
 
 
 def sequence_kl(logits_p: Tensor, logits_q: Tensor, mask: Tensor) -> Tensor:
@@ -83,7 +94,11 @@ def policy_kl(
     for rollout in of_p.rollouts:
         logits_p = completion_logits(p, rollout, config.temperature)  # (B, N, V)
         logits_q = completion_logits(q, rollout, config.temperature)
-        kls += sequence_kl(logits_p, logits_q, rollout.completion_mask).tolist()
+        kls += _finite(sequence_kl(logits_p, logits_q, rollout.completion_mask).tolist())
+    return kls
+
+
+def _finite(kls: list[float]) -> list[float]:
     if not all(map(math.isfinite, kls)):
         raise FloatingPointError("evaluation: a KL is not finite; the policy's logits overflow")
     return kls
@@ -96,7 +111,7 @@ def evaluate_pair(
     of_warp: Completions,
     config: WarpConfig,
 ) -> dict[str, Any]:
-    """Rewards and KLs of two policies that answered the same prompts.
+    """Rewards and KLs of two policies that answered the same prompts; of_warp with KLs to sft.
 
     Returns sft_reward, warp_reward, reward_difference (warp − sft, paired by prompt), kl_sft_warp
     and kl_warp_sft, each as `estimate` gives it, and the `text_statistics` of both.
@@ -106,7 +121,7 @@ def evaluate_pair(
         "warp_reward": estimate(of_warp.rewards),
         "reward_difference": estimate(np.subtract(of_warp.rewards, of_sft.rewards)),
         "kl_sft_warp": estimate(policy_kl(sft, warp, of_sft, config)),
-        "kl_warp_sft": estimate(policy_kl(warp, sft, of_warp, config)),
+        "kl_warp_sft": estimate(of_warp.kls),
         "text": {"sft": text_statistics(of_sft.texts), "warp": text_statistics(of_warp.texts)},
     }
 

@@ -210,16 +210,20 @@ def movement(summary: Mapping[str, Any]) -> str:
 def _coincidence(metrics: pd.DataFrame, config: WarpConfig) -> list[str]:
     curves = metrics.sort_values(["iteration", "run", "step"])["objective"].to_numpy()
     curves = curves.reshape(config.iterations, config.runs, config.steps)  # (I, M, T)
-    seeds = "зерно у запусков одно" if config.shared_run_seed else "у каждого запуска своё зерно"
     sentences = []
     if config.runs > 1:
         gap = float(np.ptp(curves, axis=1).max())
-        if gap == 0:
-            sentences.append(f"Кривые запусков внутри каждой итерации совпали полностью: {seeds}.")
+        if config.shared_run_seed:
+            sentences.append(
+                "Зерно у запусков одно, поэтому это один и тот же расчёт: он выполнен один раз и записан "
+                "для каждого из них, кривые внутри итерации совпадают полностью."
+            )
+        elif gap == 0:
+            sentences.append("Кривые запусков внутри каждой итерации совпали полностью.")
         else:
             sentences.append(
                 "Кривые запусков внутри итерации различаются, наибольшее расхождение "
-                f"{number(gap, gap)} балла: {seeds}."
+                f"{number(gap, gap)} балла: у каждого запуска своё зерно."
             )
     if config.iterations > 1 and config.shared_run_seed:
         gap = float(np.ptp(curves[:, 0], axis=0).max())

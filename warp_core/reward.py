@@ -58,8 +58,12 @@ class RewardModel:
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        scores = [self.score(texts[i : i + SCORE_BATCH]) for i in range(0, len(texts), SCORE_BATCH)]
-        return torch.cat(scores).float().cpu()
+        rewards = torch.empty(len(texts))
+        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
+        for start in range(0, len(texts), SCORE_BATCH):
+            batch = by_length[start : start + SCORE_BATCH]
+            rewards[batch] = self.score([texts[i] for i in batch]).float().cpu()
+        return rewards
 
     def score(self, texts: Sequence[str]) -> Tensor:
         """Rewards of one batch, with their graph."""
@@ -104,7 +108,8 @@ def train_reward_model(
     torch.manual_seed(config.seed)
     rng = random.Random(config.seed)
     model = reward.model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01,
+                                  fused=True)  # fmt: skip
     batches = [b for _ in range(config.epochs) for b in _batches(rated, config.batch_size, rng)]
     for step, batch in enumerate(batches, start=1):
         now = config.lr * min(step / WARMUP_STEPS, 1 - (step - 1) / len(batches))

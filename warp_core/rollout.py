@@ -74,6 +74,7 @@ def sample(
     end: int,
     generator: torch.Generator,
     temperature: float = 1.0,
+    logits_drawn_from: list[Tensor] | None = None,
 ) -> Rollout:
     """y ~ π_θ(·|x), from the whole softmax: no top-k, no top-p (line 6).
 
@@ -81,6 +82,7 @@ def sample(
         prompt_tokens, prompt_mask: (B, P), padded on the left.
         end: id that ends a completion; it stands behind the end too.
         generator: on the model's device; its state alone decides what is drawn.
+        logits_drawn_from: gets the logits, / temperature, of each completion token: (B, V) float32.
 
     Raises FloatingPointError where a logit is NaN or infinite.
     """
@@ -91,7 +93,10 @@ def sample(
     step_tokens = tokens
     for _ in range(max_new_tokens):
         logits = forward_logits(model, step_tokens, mask, keep=1, cache=cache)[:, 0]  # (B, V)
-        drawn = draw(_tempered(logits, temperature), generator)  # (B, 1)
+        logits = _tempered(logits, temperature)
+        if logits_drawn_from is not None:
+            logits_drawn_from.append(logits)
+        drawn = draw(logits, generator)  # (B, 1)
         step_tokens = drawn.masked_fill(done[:, None], end)
         completion_mask.append(~done)
         tokens = torch.cat([tokens, step_tokens], dim=1)

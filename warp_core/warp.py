@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from joblib import Parallel, delayed
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warp_core.assets import AssetError
 from warp_core.config import ConfigError, FrontConfig, WarpConfig
-from warp_core.evaluate import Completions, complete, evaluate_pair, front_summary, policy_kl
+from warp_core.evaluate import Completions, complete, evaluate_pair, front_summary
 from warp_core.merge import liti, slerp_with_angles
 from warp_core.models import (
     best_device,
@@ -153,7 +154,8 @@ def run_warp(config: WarpConfig, run_dir: Path | str | None = None) -> dict[str,
 
     warp = world.policy(theta_init)
     of_sft = sft_completions(world, config, run_dir.parent / "sft")
-    of_warp = complete(warp, world.tokenizer, world.reward, world.prompts.evaluation, config)
+    of_warp = complete(warp, world.tokenizer, world.reward, world.prompts.evaluation, config,
+                       reference=world.sft)  # fmt: skip
     samples = [
         {"prompt": prompt, "sft": sft, "warp": text, "sft_reward": r_sft, "warp_reward": r_warp}
         for prompt, sft, text, r_sft, r_warp in zip(
@@ -199,9 +201,10 @@ def run_front(
     def add(name: dict[str, float], theta: Mapping[str, Tensor]) -> None:
         start = time.monotonic()
         model = world.policy(theta)
-        of_model = complete(model, world.tokenizer, world.reward, world.prompts.evaluation, config)
-        kls = policy_kl(model, world.sft, of_model, config)
-        keep(name | {"rewards": of_model.rewards, "kls": kls, "seconds": time.monotonic() - start})
+        answers = complete(model, world.tokenizer, world.reward, world.prompts.evaluation, config,
+                           reference=world.sft)  # fmt: skip
+        keep(name | {"rewards": answers.rewards, "kls": answers.kls,
+                     "seconds": time.monotonic() - start})  # fmt: skip
 
     def keep(point: dict[str, Any]) -> None:
         points.append(point)
@@ -353,21 +356,24 @@ def sft_completions(world: World, config: WarpConfig, folder: Path) -> Completio
              world.prompts.evaluation]  # fmt: skip
     key = hashlib.sha256(json.dumps([world.identity, asked]).encode()).hexdigest()[:24]
     path = folder / f"{key}.safetensors"
-    if not path.is_file():
-        made = complete(world.sft, world.tokenizer, world.reward, world.prompts.evaluation, config)
-        tensors = {"rewards": torch.tensor(made.rewards, dtype=torch.float64)}
-        for i, rollout in enumerate(made.rollouts):
-            tensors |= {f"{i}.{name}": tensor.cpu() for name, tensor in vars(rollout).items()}
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file(tensors, temporary)
-        temporary.replace(path)
-        return made
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # another experiment may be making them just now
+        if not path.is_file():
+            made = complete(
+                world.sft, world.tokenizer, world.reward, world.prompts.evaluation, config
+            )
+            tensors = {"rewards": torch.tensor(made.rewards, dtype=torch.float64)}
+            for i, rollout in enumerate(made.rollouts):
+                tensors |= {f"{i}.{name}": tensor.cpu() for name, tensor in vars(rollout).items()}
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            save_file(tensors, temporary)
+            temporary.replace(path)
+            return made
     tensors = load_file(path, device=str(world.sft.device))
     batches = sum(name.endswith(".tokens") for name in tensors)
     rollouts = [Rollout(*(tensors[f"{i}.{name}"] for name in FIELDS)) for i in range(batches)]
     texts = [text for rollout in rollouts for text in rollout.texts(world.tokenizer)]
-    return Completions(rollouts, texts, tensors["rewards"].tolist())
+    return Completions(rollouts, texts, tensors["rewards"].tolist(), kls=[])
 
 
 def _training_reward(config: WarpConfig, run_dir: Path) -> list[float]:
