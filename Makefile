@@ -11,13 +11,14 @@ export OMP_WAIT_POLICY := PASSIVE
 export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := 1099511627776
 
-.PHONY: help report smoke test lint clean distclean
+.PHONY: help report smoke test lint bench clean distclean
 
 help:
 	@echo "make report     models, data, all experiments, reports/warp_report.html; goes on where it stopped"
 	@echo "make smoke      the same at tiny sizes, in runs/smoke"
 	@echo "make test       all tests"
 	@echo "make lint       ruff, pyright, notebooks stored without outputs"
+	@echo "make bench      TRL and mergekit into environments of their own, then reports/performance.json"
 	@echo "make clean      remove caches and runs/smoke"
 	@echo "make distclean  remove .venv and all of runs/ too"
 
@@ -38,6 +39,19 @@ lint: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/$(STRIP) --verify notebooks/*.ipynb
 
+# Behind `make report`, whose reward model it takes; half an hour on two cores that do nothing else.
+bench: $(READY) .venv-trl/.installed .venv-mergekit/.installed
+	@mkdir -p runs/bench
+	$(BIN)/papermill notebooks/performance.ipynb runs/bench/executed.ipynb -p measure True \
+		--log-output --no-progress-bar
+
+.venv-trl/.installed: PEER = torch==2.13.0 trl==1.16.0 transformers==5.23.0
+.venv-mergekit/.installed: PEER = torch==2.13.0 mergekit==0.1.5
+.venv-%/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet $(PEER)
+	@touch $@
+
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {v}: make PYTHON=/path/to/python3.11 …")'
 	@echo "making .venv with all dependencies: a few minutes, the first time alone"
@@ -51,4 +65,4 @@ clean:
 		-exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv runs
+	rm -rf .venv .venv-trl .venv-mergekit runs

@@ -32,6 +32,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 import warp_core
+from reports.bench import BenchConfig
 from reports.page import INSERTED, Part, ReportError, compile_page
 from reports.status import Status
 from warp_core.config import (
@@ -49,12 +50,14 @@ ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = "experiment.ipynb"
 CONFIGS: dict[str, type[Parameters]] = {  # what checks a notebook's parameters
     EXPERIMENT: WarpConfig, "reward_model.ipynb": RewardConfig, "pareto_front.ipynb": FrontConfig,
+    "performance.ipynb": BenchConfig,
 }  # fmt: skip
 LIBRARY = Path(warp_core.__file__).parent
 SHOWING = (  # the code of tables, sentences and figures
     LIBRARY / "narrative.py",
     LIBRARY / "plots.py",
     Path(__file__).with_name("comparison.py"),
+    Path(__file__).with_name("performance.py"),
 )
 POLL_SECONDS = 1
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -70,7 +73,7 @@ class Section:
     files: list[Path]  # papermill's -f; a later one overrides an earlier one
     folders: dict[str, str]  # papermill's -r
     parameters: dict[str, Any]  # what the notebook ends up with
-    reads: list[str]  # patterns below the runs folder: the results that it shows
+    reads: list[str]  # patterns of the results that it shows: below runs/, or reports/…
     after: list[str]  # sections that must be done before
     alone: bool  # it has all cores, and nothing runs beside it
     minutes: float  # estimate, in its lane on two cores
@@ -89,8 +92,10 @@ class Section:
         return hashlib.sha256(json.dumps([self.parameters, cells, code]).encode()).hexdigest()
 
     def results_fingerprint(self) -> str:
-        files = sorted({file for pattern in self.reads for file in self.runs.glob(pattern)})
-        named = [[str(file.relative_to(self.runs)), _sha256(file)] for file in files]
+        places = [(self.root if pattern.startswith("reports/") else self.runs, pattern)
+                  for pattern in self.reads]  # fmt: skip
+        files = sorted({file for folder, pattern in places for file in folder.glob(pattern)})
+        named = [[str(file.relative_to(self.root)), _sha256(file)] for file in files]
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
     def is_done(self) -> bool:

@@ -138,6 +138,8 @@ class WarpConfig(Parameters):
     """Held-out prompts of the evaluation, one completion each."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of training alone; weights and evaluation stay float32."""
+    workers: Annotated[Integer, Field(ge=0, le=64)] = 0
+    """Runs trained side by side, each in a process of its own; 0: as many as there are cores."""
     run_dir: Folder = ""
     """Run folder; empty: runs/NAME."""
 

@@ -19,7 +19,7 @@ import yaml
 from warp_core.config import ConfigError
 
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
-NOT_COMPARED = {"title", "run_dir"}  # they change no number
+NOT_COMPARED = {"title", "workers", "run_dir"}  # they change no number
 
 
 def project_root() -> Path:

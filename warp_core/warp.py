@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from joblib import Parallel, delayed
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -44,6 +43,7 @@ from warp_core.prompts import Prompts, load_prompts
 from warp_core.reward import NO_LIMIT, RewardModel, load_reward
 from warp_core.rollout import Rollout
 from warp_core.runs import append_jsonl, open_run, read_json, read_jsonl, write_json, write_jsonl
+from warp_core.side_by_side import Died, refuse_too_many, run_all
 from warp_core.train import TrainingError, train_run
 
 FIELDS = ("tokens", "attention_mask", "completion_mask")  # of a Rollout
@@ -59,6 +59,7 @@ class World:
     reward: RewardModel
     sft: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    prompt_tokens: int  # of the longest prompt
 
     def __init__(self, config: WarpConfig) -> None:
         problems: list[str] = []
@@ -76,6 +77,7 @@ class World:
             self.sft, self.tokenizer = load_policy(config.policy)
             limit = getattr(self.sft.config, "max_position_embeddings", None) or NO_LIMIT
             read.append(_tokens(prompts, self.tokenizer, limit, "policy", config))
+            self.prompt_tokens = max(map(len, read[-1]), default=0)
         if problems:
             raise ConfigError("\n".join(problems))
         self.identity = {
@@ -135,8 +137,11 @@ def run_warp(config: WarpConfig, run_dir: Path | str | None = None) -> dict[str,
     run_dir = Path(run_dir or config.folder)
     start = time.monotonic()
     world = World(config)
+    done = (run_dir / "summary.json").is_file()
+    if not done:
+        refuse_too_many(world.sft, config, world.prompt_tokens, workers_of(config))
     open_run(config.model_dump(), run_dir, world.identity)
-    if (run_dir / "summary.json").is_file():
+    if done:
         return read_json(run_dir / "summary.json")
 
     theta_sft = weights_of(world.sft)
@@ -250,20 +255,33 @@ def distinct_runs(config: WarpConfig, iteration: int) -> dict[int, int]:
             for m in range(1, config.runs + 1)}  # fmt: skip
 
 
+def workers_of(config: WarpConfig) -> int:
+    """Runs side by side: what is asked for, else one a core; on CUDA one after the other."""
+    distinct = len(set(distinct_runs(config, 1).values()))
+    cores = 1 if best_device().type == "cuda" else torch.get_num_threads()
+    return min(config.workers or cores, distinct)
+
+
 def _train_runs(config: WarpConfig, run_dir: Path, iteration: int) -> None:
     """Lines 3 to 11: the iteration's runs that are not there yet, side by side where that helps."""
     runs = distinct_runs(config, iteration)
     distinct = sorted(set(runs.values()))
-    cores = torch.get_num_threads()  # OMP_NUM_THREADS, or all
-    workers = 1 if best_device().type == "cuda" else min(len(distinct), cores)
-    # A run's share of the cores is the same whether or not others are beside it, and so are its bits.
-    threads = max(1, cores // config.runs)
     missing = [m for m in distinct if not _run_folder(run_dir, iteration, m).is_dir()]
+    # A run's share of the cores is the same whether or not others are beside it, and so are its bits.
+    threads = max(1, torch.get_num_threads() // config.runs)
     try:
         with _progress(config, run_dir, iteration, distinct):
-            Parallel(n_jobs=min(workers, max(1, len(missing))))(
-                delayed(_train_one)(config, run_dir, iteration, m, threads) for m in missing
-            )
+            errors = run_all(_train_one, [(config, run_dir, iteration, m, threads) for m in missing],
+                             workers_of(config))  # fmt: skip
+        for m, error in zip(missing, errors, strict=True):
+            if isinstance(error, Died):
+                step = len(read_jsonl(_log_path(run_dir, iteration, m)))
+                raise TrainingError(
+                    f"{config.name}, iteration {iteration}, run {m}, behind step {step}: {error} The "
+                    "other runs are kept; the same command goes on from there"
+                ) from None
+            if error:
+                raise error
         for m, first in runs.items():
             if m != first and not _run_folder(run_dir, iteration, m).is_dir():
                 log = read_jsonl(_log_path(run_dir, iteration, first))
