@@ -114,6 +114,28 @@ def test_completions_are_drawn_from_the_softmax(temperature):
     assert chi_square < 72.1  # 99.9 % quantile of χ² with 39 degrees of freedom
 
 
+def test_policies_that_hardly_differ_draw_the_same_from_the_same_numbers():
+    logits = 3 * torch.randn(400, 5000, generator=seeded(1))
+    moved = logits + 1e-4 * torch.randn(logits.shape, generator=seeded(2))
+    same = rollout.draw(logits, seeded()) == rollout.draw(moved, seeded())
+    assert same.float().mean() > 0.995
+    assert not torch.equal(rollout.draw(logits, seeded()), rollout.draw(logits, seeded(1)))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_logit_that_is_not_finite_is_an_error(bad):
+    logits = torch.zeros(2, 5)
+    logits[1, 3] = bad
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        rollout.draw(logits, seeded())
+
+
+def test_a_word_without_probability_is_never_drawn():
+    logits = torch.full((1000, 4), -math.inf)
+    logits[:, 2] = 0.0
+    assert (rollout.draw(logits, seeded()) == 2).all()
+
+
 def probability(model, prompt, completion, temperature):
     logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0]
     steps = torch.softmax(logits[len(prompt) - 1 : -1] / temperature, dim=-1)
@@ -185,11 +207,13 @@ def test_the_end_token_inside_a_prompt_ends_nothing(gpt2):
 
 def test_sampling_stops_when_all_completions_have_ended(gpt2):
     model, tokenizer = gpt2
-    long = draw(model, tokenizer, ["good film"])
+    prompt = encode_prompts(tokenizer, ["good film"], CPU)
+    never = len(tokenizer)
+    long = sample(model, *prompt, N, never, seeded())
     assert long.completion_mask.shape == (1, N)
     third = int(long.completions[0, 2])
     assert third not in long.completions[0, :2]
-    y = sample(model, *encode_prompts(tokenizer, ["good film"], CPU), N, third, seeded())
+    y = sample(model, *prompt, N, third, seeded())
     assert torch.equal(y.completions, long.completions[:, :3])
 
 

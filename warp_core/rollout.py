@@ -110,18 +110,18 @@ def sample(
 def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
     """One token of each row's softmax: (B, V) -> (B, 1) int64.
 
-    By the inverse of its distribution function, which takes one random number a row;
-    torch.multinomial takes V of them. The sums are float64.
+    By a race: with e_i exponential, argmax p_i / e_i is distributed as p (the Gumbel-max trick).
+    Policies that hardly differ then draw the same token from the same random numbers, which pairs
+    their rewards; the inverse of the distribution function, cheaper still, would not.
 
     Raises FloatingPointError where a logit is NaN or infinite.
     """
-    cumulative = torch.softmax(logits, dim=-1).cumsum(dim=-1, dtype=torch.float64)  # (B, V)
-    total = cumulative[:, -1:]
-    if not torch.isfinite(total).all():
+    u = torch.rand(logits.shape, generator=generator, dtype=torch.float64, device=logits.device)
+    race = torch.softmax(logits, dim=-1).div_(u.log_().neg_().float())  # p_i / e_i
+    token = race.argmax(dim=-1, keepdim=True)
+    if not torch.isfinite(race.gather(1, token)).all():
         raise FloatingPointError("the policy's logits are not finite")
-    u = torch.rand(total.shape, generator=generator, dtype=torch.float64, device=logits.device)
-    token = torch.searchsorted(cumulative, u * total, right=True)
-    return token.clamp(max=logits.shape[-1] - 1)  # where u · total rounds up to the total
+    return token
 
 
 def completion_logits(model: PreTrainedModel, rollout: Rollout, temperature: float = 1.0) -> Tensor:
