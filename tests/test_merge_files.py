@@ -81,9 +81,11 @@ def spoil(case, theta_init, runs):
         shutil.rmtree(runs[1])
     else:
         tensor = theta.pop(first)
-        theta |= (
-            {"other": tensor} if case == "name" else {first: torch.full_like(tensor, torch.nan)}
-        )
+        theta |= {
+            "name": {"other": tensor},
+            "NaN": {first: torch.full_like(tensor, torch.nan)},
+            "type": {first: tensor.to(torch.float8_e4m3fn)},
+        }[case]
         save_file(theta, runs[1] / WEIGHTS)
 
 
@@ -95,6 +97,7 @@ def spoil(case, theta_init, runs):
         ("absent", "there is no .safetensors file"),
         ("name", "have different tensors"),
         ("NaN", "NaN or infinite"),
+        ("type", "is of type F8_E4M3; these can be merged: F64, F32"),
     ],
 )
 def test_what_cannot_be_merged_is_refused_and_leaves_nothing(case, said, folders, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The benchmark's workers and files at tiny sizes, and what is said of its figures."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -158,7 +159,7 @@ def test_the_merge_is_timed_against_reading_and_writing(policy_folders, tmp_path
 
 def test_a_command_that_fails_is_said(tmp_path):
     with pytest.raises(RuntimeError, match=r"ended with 1: .*no such thing"):
-        bench.timed(["python", "-c", "raise SystemExit('no such thing')"], tmp_path / "out")
+        bench.timed([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path / "out")
 
 
 def test_a_large_checkpoint_is_sharded_and_of_the_size_asked_for(tmp_path):

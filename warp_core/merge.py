@@ -176,11 +176,17 @@ def _grams(
         if not tensor.is_floating_point() or first_of[name] != name:
             continue
         start, ends = tensor.flatten(), [theta[name].flatten() for theta in thetas]
-        # In float64 the sums do not lose what a small lr has moved; in pieces, they stay in cache.
+        # In float64 the sums do not lose what a small lr has moved; in pieces, in memory that is
+        # used again, for new pages cost more than the sums.
+        length = min(PIECE, len(start))
+        pieces = torch.empty(m + 1, length, dtype=torch.float64, device=start.device)
         for k in range(0, len(start), PIECE):
-            piece = start[k : k + PIECE].double()
-            deltas = torch.stack([end[k : k + PIECE].double() - piece for end in ends])
-            grams[groups[name]] += (deltas @ deltas.T).cpu()
+            first, *deltas = pieces[:, : len(start) - k]
+            first.copy_(start[k : k + PIECE])
+            for delta, end in zip(deltas, ends, strict=True):
+                delta.copy_(end[k : k + PIECE]).sub_(first)
+            δ = pieces[1:, : len(start) - k]
+            grams[groups[name]] += (δ @ δ.T).cpu()
     return grams, groups
 
 

@@ -4,8 +4,9 @@
 
 1. a checkpoint is a folder of safetensors, in one file or in shards; the names and groups come from
    θ_init's headers alone;
-2. the tensors of a group are read, merged by `merge.slerp`, and written at θ_init's offsets: memory
-   holds M + 2 times the largest group (a transformer layer, or the embedding), never the model;
+2. the tensors of a group are read into memory that is used again, merged by `merge.slerp`, and
+   written at θ_init's offsets: memory holds M + 2 times the largest group (a transformer layer, or the
+   embedding), never the model;
 3. every other file of θ_init's folder (config, tokenizer) is copied, and the result appears whole.
 """
 
@@ -18,8 +19,9 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import IO, Any, BinaryIO, NoReturn, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,6 +30,12 @@ from torch import Tensor
 from warp_core.merge import Granularity, MergeError, group_of, liti, slerp_with_angles
 
 SUFFIX = ".safetensors"
+ALIGNMENT = 64  # of a tensor in memory, bytes
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 
 
 def merge_files(
@@ -59,10 +67,9 @@ def merge_files(
     angles: dict[str, Tensor] = {}
     out.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        start = _open(theta_init, stack)
-        runs = [_open(theta, stack) for theta in thetas]
+        start, *runs = (_Checkpoint(folder, stack) for folder in (theta_init, *thetas))
         for m, run in enumerate(runs, start=1):
-            if different := sorted(start.keys() ^ run.keys()):
+            if different := sorted(start.places.keys() ^ run.places.keys()):
                 raise MergeError(f"θ^{m} and θ_init have different tensors: {different[:5]}")
         staging = Path(stack.enter_context(
             tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-")
@@ -70,33 +77,75 @@ def merge_files(
         staging.mkdir()
         places = _copy_layout(theta_init, staging, stack)
         groups: dict[str, list[str]] = {}
-        for name in start:
+        for name in start.places:
             groups.setdefault(group_of(name, granularity), []).append(name)
         for group, names in groups.items():
-            init = {name: start[name].get_tensor(name) for name in names}
-            ends = [{name: run[name].get_tensor(name) for name in names} for run in runs]
+            init, *ends = (checkpoint.read(names) for checkpoint in (start, *runs))
             merged, of_group = slerp_with_angles(init, ends, lam, granularity)
             angles[group] = of_group[group]
             for name, tensor in (merged if eta == 1 else liti(init, merged, eta)).items():
                 file, offset = places[name]
                 file.seek(offset)
-                tensor.contiguous().view(-1).view(torch.uint8).numpy().tofile(file)
+                file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
         for file, _ in places.values():
             file.flush()
         staging.rename(out)
     return angles
 
 
-def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Tensor name -> the open file that holds it."""
-    tensors: dict[str, Any] = {}
-    for file in _files(folder):
-        try:
-            opened = stack.enter_context(safe_open(file, framework="pt"))
-        except SafetensorError as error:
-            raise MergeError(f"{file}: is damaged, or no safetensors file: {error}") from None
-        tensors |= dict.fromkeys(opened.keys(), opened)
-    return tensors
+class _Checkpoint:
+    """A folder of safetensors, read into memory that is used again: a map of the files would count as
+    the process's memory, page by page."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.places: dict[str, tuple[FileIO, int, int, str, list[int]]] = {}
+        self.buffer = bytearray()
+        for path in _files(folder):
+            try:
+                with safe_open(path, framework="pt"):  # its checks of the header
+                    pass
+            except SafetensorError as error:
+                raise MergeError(f"{path}: is damaged, or no safetensors file: {error}") from None
+            file = stack.enter_context(path.open("rb", buffering=0))
+            header, data = _header(file)
+            for name, entry in header.items():
+                begin, end = entry["data_offsets"]
+                if entry["dtype"] not in DTYPES:
+                    raise MergeError(f"{path}: {name} is of type {entry['dtype']}; these can be "
+                                     f"merged: {', '.join(DTYPES)}")  # fmt: skip
+                self.places[name] = file, data + begin, end - begin, entry["dtype"], entry["shape"]
+
+    def read(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """The tensors; they hold until the next call."""
+        size = sum(self.places[name][2] + ALIGNMENT for name in names)
+        if size > len(self.buffer):
+            self.buffer = bytearray(size)
+        tensors, position = {}, 0
+        for name in names:
+            file, offset, length, dtype, shape = self.places[name]
+            file.seek(offset)
+            view = memoryview(self.buffer)[position : position + length]
+            while view:
+                view = view[file.readinto(view) or _ended(file) :]
+            tensors[name] = (
+                torch.frombuffer(self.buffer, dtype=torch.uint8, count=length, offset=position)
+                .view(DTYPES[dtype]).reshape(shape)
+                if length else torch.empty(shape, dtype=DTYPES[dtype])
+            )  # fmt: skip
+            position += -(-length // ALIGNMENT) * ALIGNMENT
+        return tensors
+
+
+def _ended(file: FileIO) -> NoReturn:
+    raise MergeError(f"{file.name}: ends before its last tensor")
+
+
+def _header(file: IO[bytes]) -> tuple[dict[str, Any], int]:
+    """Of a safetensors file: name -> dtype, shape, data_offsets; and where the data begins."""
+    length = struct.unpack("<Q", file.read(8))[0]
+    header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return header, 8 + length
 
 
 def _files(folder: Path) -> list[Path]:
@@ -116,13 +165,12 @@ def _copy_layout(
             shutil.copy(path, target)
     for path in _files(source):
         with path.open("rb") as original:
-            prefix = original.read(8)
-            header = original.read(struct.unpack("<Q", prefix)[0])
+            header, data = _header(original)
+            original.seek(0)
+            head = original.read(data)
         file = stack.enter_context((target / path.name).open("wb"))
-        file.write(prefix + header)
-        for name, entry in json.loads(header).items():
-            if name != "__metadata__":
-                places[name] = (file, 8 + len(header) + entry["data_offsets"][0])
+        file.write(head)
+        places |= {name: (file, data + entry["data_offsets"][0]) for name, entry in header.items()}
     return places
 
 
