@@ -92,7 +92,7 @@ class Process:
         line = self.child.stdout.readline()
         if not line:
             said = self.child.communicate()[1].strip()[-2000:]
-            raise RuntimeError(f"{self.command[1]} ended with {self.child.returncode}: {said}")
+            raise RuntimeError(f"{self.command[-2]} ended with {self.child.returncode}: {said}")
         return json.loads(line)
 
 
