@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from warp_core import merge
+from warp_core import merge_files as merge_files_module
 from warp_core.merge import MergeError, liti, slerp, task_angles
 from warp_core.merge_files import main, merge_files
 from warp_core.models import load_policy, load_weights
@@ -122,6 +124,25 @@ def test_shares_lie_between_0_and_1(share, folders, tmp_path):
         merge_files(theta_init, runs, tmp_path / "out", eta=share)
     with pytest.raises(MergeError, match=r"lam: .* a number from 0 to 1"):
         merge_files(theta_init, runs[:2], tmp_path / "out", lam=share)
+
+
+@pytest.mark.parametrize(("runs_given", "lam"), [(0, None), (1, 0.5), (3, 0.5)])
+def test_there_are_runs_and_lam_weighs_the_second_of_two(runs_given, lam, folders, tmp_path):
+    theta_init, runs = folders
+    with pytest.raises(MergeError, match=f"{runs_given} runs given"):
+        merge_files(theta_init, (runs * 2)[:runs_given], tmp_path / "out", lam=lam)
+    assert not (tmp_path / "out").exists()
+
+
+def test_tensors_larger_than_a_piece_are_merged_piece_by_piece(folders, tmp_path, monkeypatch):
+    theta_init, runs = folders
+    for module in (merge, merge_files_module):
+        monkeypatch.setattr(module, "PIECE", 7)
+    merge_files(theta_init, runs, tmp_path / "out", eta=0.3)
+    start, *thetas = (load_weights(folder) for folder in (theta_init, *runs))
+    wanted = liti(start, slerp(start, thetas), 0.3)
+    for name, tensor in load_weights(tmp_path / "out").items():
+        assert torch.equal(tensor, wanted[name])
 
 
 def test_the_command_says_what_it_did_and_needs_no_transformers(folders, tmp_path):

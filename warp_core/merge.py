@@ -92,10 +92,9 @@ def slerp_with_angles(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What `slerp` and `task_angles` give, from one pass over the weights for both."""
     grams, groups = _grams(theta_init, thetas, granularity)
-    _given_or_equal(lam, len(thetas))
     c = {group: slerp_coefficients(gram, lam, group) for group, gram in grams.items()}
     merged = _combine(theta_init, thetas, {name: c[group] for name, group in groups.items()})
-    return merged, {group: _angles(gram) for group, gram in grams.items()}
+    return merged, {group: angles_of(gram) for group, gram in grams.items()}
 
 
 def liti(theta_init: Weights, theta_slerp: Weights, eta: float) -> dict[str, Tensor]:
@@ -112,10 +111,11 @@ def task_angles(
     NaN where a task vector is zero: it has no direction. Raises MergeError as `slerp` does.
     """
     grams, _ = _grams(theta_init, thetas, granularity)
-    return {group: _angles(gram) for group, gram in grams.items()}
+    return {group: angles_of(gram) for group, gram in grams.items()}
 
 
-def _angles(gram: Tensor) -> Tensor:
+def angles_of(gram: Tensor) -> Tensor:
+    """(M, M) radians, from the Gram matrix of the δ's; NaN where a δ is zero."""
     norms = gram.diagonal().sqrt()
     angles = torch.acos((gram / torch.outer(norms, norms)).clamp(-1, 1))
     angles.fill_diagonal_(0.0)
@@ -131,6 +131,7 @@ def slerp_coefficients(gram: Tensor, lam: float | None = None, group: str = "") 
         lam: weight of the second of two; None: 1/m at step m of the recursion.
         group: named in errors.
     """
+    _given_or_equal(lam, len(gram))  # refuses a lam that weighs nothing
     c = torch.zeros(len(gram), dtype=torch.float64)
     c[0] = 1.0
     for m in range(1, len(gram)):
@@ -160,6 +161,34 @@ def _slerp_pair(aa: float, ab: float, bb: float, lam: float, where: str) -> tupl
     return math.sin((1 - lam) * omega) / math.sin(omega), math.sin(lam * omega) / math.sin(omega)
 
 
+def gram_scratch(m: int, length: int, device: torch.device | None = None) -> Tensor:
+    """What `gram_of_piece` computes in, for tensors of this length: new memory costs more than sums."""
+    return torch.empty(m + 1, min(PIECE, length), dtype=torch.float64, device=device)
+
+
+def gram_of_piece(start: Tensor, ends: Sequence[Tensor], scratch: Tensor) -> Tensor:
+    """δ_i·δ_j over a piece of a tensor: (M, M) float64, which does not lose what a small lr has moved.
+
+    Args:
+        start, ends: θ_init's and each θ^m's, (at most PIECE,).
+    """
+    first, *deltas = scratch[:, : len(start)]
+    first.copy_(start)
+    for delta, end in zip(deltas, ends, strict=True):
+        delta.copy_(end).sub_(first)
+    delta_rows = scratch[1:, : len(start)]
+    return delta_rows @ delta_rows.T
+
+
+def combine_piece(start: Tensor, ends: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
+    """θ_init + Σ_m c_m·(θ^m − θ_init), of tensors or pieces of them; in float32 at least."""
+    first = start.to(torch.promote_types(start.dtype, torch.float32))
+    total = first.clone()
+    for c, end in zip(coefficients, ends, strict=True):
+        total.add_(end.to(first.dtype) - first, alpha=c)
+    return total.to(start.dtype)
+
+
 @torch.no_grad()
 def _grams(
     theta_init: Weights, thetas: Sequence[Weights], granularity: Granularity
@@ -176,17 +205,10 @@ def _grams(
         if not tensor.is_floating_point() or first_of[name] != name:
             continue
         start, ends = tensor.flatten(), [theta[name].flatten() for theta in thetas]
-        # In float64 the sums do not lose what a small lr has moved; in pieces, in memory that is
-        # used again, for new pages cost more than the sums.
-        length = min(PIECE, len(start))
-        pieces = torch.empty(m + 1, length, dtype=torch.float64, device=start.device)
+        scratch = gram_scratch(m, len(start), start.device)
         for k in range(0, len(start), PIECE):
-            first, *deltas = pieces[:, : len(start) - k]
-            first.copy_(start[k : k + PIECE])
-            for delta, end in zip(deltas, ends, strict=True):
-                delta.copy_(end[k : k + PIECE]).sub_(first)
-            δ = pieces[1:, : len(start) - k]
-            grams[groups[name]] += (δ @ δ.T).cpu()
+            pieces = [end[k : k + PIECE] for end in ends]
+            grams[groups[name]] += gram_of_piece(start[k : k + PIECE], pieces, scratch).cpu()
     return grams, groups
 
 
@@ -203,11 +225,8 @@ def _combine(
         elif not tensor.is_floating_point():
             merged[name] = tensor.clone()
         else:
-            start = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-            total = start.clone()
-            for c, theta in zip(coefficients[name], thetas, strict=True):
-                total.add_(theta[name].to(start.dtype) - start, alpha=c)
-            merged[name] = total.to(tensor.dtype)
+            merged[name] = combine_piece(tensor, [theta[name] for theta in thetas],
+                                         coefficients[name])  # fmt: skip
     return merged
 
 
@@ -264,12 +283,12 @@ def _check(theta_init: Weights, thetas: Sequence[Weights]) -> None:
         if integers:
             raise MergeError(f"θ^{m} and θ_init have different integer tensors: {_some(integers)}")
     for label, theta in [("θ_init", theta_init), *((f"θ^{m}", t) for m, t in enumerate(thetas, 1))]:
-        bad = [n for n, t in theta.items() if t.is_floating_point() and not _all_finite(t)]
+        bad = [n for n, t in theta.items() if t.is_floating_point() and not all_finite(t)]
         if bad:
             raise MergeError(f"{label} has NaN or infinite weights in: {_some(bad)}")
 
 
-def _all_finite(tensor: Tensor) -> bool:
+def all_finite(tensor: Tensor) -> bool:
     """Without a tensor of flags as long as the weights."""
     return not tensor.numel() or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
 

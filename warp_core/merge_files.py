@@ -1,12 +1,12 @@
-"""SLERP (and LITI) from checkpoint files to a checkpoint, one group of tensors at a time.
+"""SLERP (and LITI) from checkpoint files to a checkpoint, a piece of a tensor at a time.
 
     python -m warp_core.merge_files THETA_INIT RUN_1 RUN_2 … --out FOLDER [--eta 0.5]
 
 1. a checkpoint is a folder of safetensors, in one file or in shards; the names and groups come from
-   θ_init's headers alone;
-2. the tensors of a group are read into memory that is used again, merged by `merge.slerp`, and
-   written at θ_init's offsets: memory holds M + 2 times the largest group (a transformer layer, or the
-   embedding), never the model;
+   the headers alone;
+2. of each group (a transformer layer, or a tensor outside them) the pieces are read twice: for the
+   Gram matrix of the task vectors, then to be combined and written at θ_init's offsets. Memory holds
+   M + 1 pieces, whatever the model's size;
 3. every other file of θ_init's folder (config, tokenizer) is copied, and the result appears whole.
 """
 
@@ -17,8 +17,9 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NoReturn, get_args
@@ -27,10 +28,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from warp_core.merge import Granularity, MergeError, group_of, liti, slerp_with_angles
+from warp_core.merge import (
+    PIECE,
+    Granularity,
+    MergeError,
+    all_finite,
+    angles_of,
+    combine_piece,
+    gram_of_piece,
+    gram_scratch,
+    group_of,
+    slerp_coefficients,
+)
 
 SUFFIX = ".safetensors"
-ALIGNMENT = 64  # of a tensor in memory, bytes
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
@@ -49,7 +60,7 @@ def merge_files(
     """(1 − η)·θ_init + η·slerp(θ_init, θ^1 … θ^M) from folders to a new folder.
 
     Args:
-        lam, granularity: as in `merge.slerp`; "model" needs M + 2 models in memory.
+        lam, granularity: as in `merge.slerp`.
         eta: of LITI (line 13); 1 is the merge itself.
 
     Returns:
@@ -62,6 +73,10 @@ def merge_files(
     for key, share in (("lam", lam), ("eta", eta)):
         if share is not None and not 0 <= share <= 1:
             raise MergeError(f"{key}: {share} given; a number from 0 to 1 is needed")
+    if not thetas or (lam is not None and len(thetas) != 2):
+        raise MergeError(
+            f"{len(thetas)} runs given; at least one is needed, and two where lam is given"
+        )
     if out.exists():
         raise MergeError(f"{out}: is there already; choose another folder, or delete it")
     angles: dict[str, Tensor] = {}
@@ -69,37 +84,75 @@ def merge_files(
     with ExitStack() as stack:
         start, *runs = (_Checkpoint(folder, stack) for folder in (theta_init, *thetas))
         for m, run in enumerate(runs, start=1):
-            if different := sorted(start.places.keys() ^ run.places.keys()):
-                raise MergeError(f"θ^{m} and θ_init have different tensors: {different[:5]}")
+            _same_tensors(start, run, m)
         staging = Path(stack.enter_context(
             tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-")
         )) / "model"  # fmt: skip
         staging.mkdir()
         places = _copy_layout(theta_init, staging, stack)
         groups: dict[str, list[str]] = {}
-        for name in start.places:
+        for name in start.tensors:
             groups.setdefault(group_of(name, granularity), []).append(name)
+        scratch = gram_scratch(len(runs), PIECE)
         for group, names in groups.items():
-            init, *ends = (checkpoint.read(names) for checkpoint in (start, *runs))
-            merged, of_group = slerp_with_angles(init, ends, lam, granularity)
-            angles[group] = of_group[group]
-            for name, tensor in (merged if eta == 1 else liti(init, merged, eta)).items():
+            gram = torch.zeros(len(runs), len(runs), dtype=torch.float64)
+            for name in names:
+                for first, *ends in _pieces(name, start, runs):
+                    gram += _checked_gram(name, first, ends, scratch)
+            angles[group] = angles_of(gram)
+            c = slerp_coefficients(gram, lam, group)
+            for name in names:
                 file, offset = places[name]
                 file.seek(offset)
-                file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+                for first, *ends in _pieces(name, start, runs):
+                    file.write(_bytes(_merged(first, ends, c, eta)))
         for file, _ in places.values():
             file.flush()
         staging.rename(out)
     return angles
 
 
+def _checked_gram(name: str, first: Tensor, ends: Sequence[Tensor], scratch: Tensor) -> Tensor:
+    if not first.is_floating_point():
+        if any(not torch.equal(first, end) for end in ends):
+            raise MergeError(f"the integers of {name} differ between the checkpoints")
+        return torch.zeros(len(ends), len(ends), dtype=torch.float64)
+    for m, tensor in enumerate((first, *ends)):
+        if not all_finite(tensor):
+            label = f"θ^{m}" if m else "θ_init"
+            raise MergeError(f"{label} has NaN or infinite weights in: {name}")
+    return gram_of_piece(first, ends, scratch)
+
+
+def _merged(first: Tensor, ends: Sequence[Tensor], c: Sequence[float], eta: float) -> Tensor:
+    if not first.is_floating_point():
+        return first
+    merged = combine_piece(first, ends, c)
+    return merged if eta == 1 else combine_piece(first, [merged], [eta])
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.view(torch.uint8).numpy().data
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where a tensor lies, and what it is."""
+
+    file: FileIO
+    offset: int
+    length: int  # bytes
+    dtype: str
+    shape: tuple[int, ...]
+
+
 class _Checkpoint:
-    """A folder of safetensors, read into memory that is used again: a map of the files would count as
-    the process's memory, page by page."""
+    """A folder of safetensors, read piece by piece into memory that is used again: a map of the files
+    would count as the process's memory, page by page."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.places: dict[str, tuple[FileIO, int, int, str, list[int]]] = {}
-        self.buffer = bytearray()
+        self.tensors: dict[str, _Stored] = {}
+        self.buffer = bytearray(8 * PIECE)
         for path in _files(folder):
             try:
                 with safe_open(path, framework="pt"):  # its checks of the header
@@ -113,27 +166,36 @@ class _Checkpoint:
                 if entry["dtype"] not in DTYPES:
                     raise MergeError(f"{path}: {name} is of type {entry['dtype']}; these can be "
                                      f"merged: {', '.join(DTYPES)}")  # fmt: skip
-                self.places[name] = file, data + begin, end - begin, entry["dtype"], entry["shape"]
+                self.tensors[name] = _Stored(file, data + begin, end - begin, entry["dtype"],
+                                             tuple(entry["shape"]))  # fmt: skip
 
-    def read(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """The tensors; they hold until the next call."""
-        size = sum(self.places[name][2] + ALIGNMENT for name in names)
-        if size > len(self.buffer):
-            self.buffer = bytearray(size)
-        tensors, position = {}, 0
-        for name in names:
-            file, offset, length, dtype, shape = self.places[name]
-            file.seek(offset)
-            view = memoryview(self.buffer)[position : position + length]
-            while view:
-                view = view[file.readinto(view) or _ended(file) :]
-            tensors[name] = (
-                torch.frombuffer(self.buffer, dtype=torch.uint8, count=length, offset=position)
-                .view(DTYPES[dtype]).reshape(shape)
-                if length else torch.empty(shape, dtype=DTYPES[dtype])
-            )  # fmt: skip
-            position += -(-length // ALIGNMENT) * ALIGNMENT
-        return tensors
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """The tensor, flat, PIECE elements at a time; each holds until the next."""
+        stored = self.tensors[name]
+        dtype = DTYPES[stored.dtype]
+        stored.file.seek(stored.offset)
+        for position in range(0, stored.length, PIECE * dtype.itemsize):
+            size = min(PIECE * dtype.itemsize, stored.length - position)
+            rest = memoryview(self.buffer)[:size]
+            while rest:
+                rest = rest[stored.file.readinto(rest) or _ended(stored.file) :]
+            yield torch.frombuffer(self.buffer, dtype=dtype, count=size // dtype.itemsize)
+
+
+def _pieces(name: str, start: _Checkpoint, runs: Sequence[_Checkpoint]) -> Iterator[list[Tensor]]:
+    """The same piece of every checkpoint, θ_init's first."""
+    for pieces in zip(*(each.pieces(name) for each in (start, *runs)), strict=True):
+        yield list(pieces)
+
+
+def _same_tensors(start: _Checkpoint, run: _Checkpoint, m: int) -> None:
+    if different := sorted(start.tensors.keys() ^ run.tensors.keys()):
+        raise MergeError(f"θ^{m} and θ_init have different tensors: {different[:5]}")
+    for what in ("shape", "dtype"):
+        unlike = [name for name, stored in start.tensors.items()
+                  if getattr(stored, what) != getattr(run.tensors[name], what)]  # fmt: skip
+        if unlike:
+            raise MergeError(f"θ^{m} and θ_init have tensors of different {what}: {unlike[:5]}")
 
 
 def _ended(file: FileIO) -> NoReturn:
