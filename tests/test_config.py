@@ -33,6 +33,7 @@ BAD = {
     "shared_run_seed": ["maybe", 2],
     "eval_prompts": [0, 1],
     "precision": ["fp16", "float32"],
+    "workers": [-1, 65, 0.5, True],
     "run_dir": [None, 5, "a\0b"],
 }
 

@@ -53,8 +53,11 @@ def killed_in_run_2(config, run_dir, iteration, run, threads):
 def test_a_run_that_is_killed_is_named_the_other_is_kept_and_both_end_as_ever(
     make_tiny_params, policy_folders, tmp_path, monkeypatch
 ):
-    params = make_tiny_params(policy=str(policy_folders("gpt2")), workers=2)
-    config, whole = (WarpConfig(**params | {"run_dir": str(tmp_path / name)}) for name in "ab")
+    params = make_tiny_params(policy=str(policy_folders("gpt2")), iterations=1)
+    config, whole = (
+        WarpConfig(**params | {"run_dir": str(tmp_path / name), "workers": workers})
+        for name, workers in (("a", 2), ("b", 1))
+    )
     try:
         torch.set_num_threads(2)
         with monkeypatch.context() as patch:
@@ -83,7 +86,9 @@ def test_a_run_that_is_killed_is_named_the_other_is_kept_and_both_end_as_ever(
 
 def test_more_runs_than_memory_holds_are_refused_with_the_numbers(tiny_params, monkeypatch):
     config = WarpConfig(**tiny_params | {"workers": 2})
-    each = needed_bytes(load_policy(config.policy)[0], config, warp.World(config).prompt_tokens)
+    world = warp.World(config)
+    asked = (world.sft, config, world.prompt_tokens)
+    each = needed_bytes(*asked)
     for there, advice in ((1.5 * each, "workers: 1 fits"), (0.5 * each, "wants less")):
         monkeypatch.setattr(side_by_side, "available_bytes", lambda there=there: int(there))
         with pytest.raises(ConfigError, match="workers: 2 runs side by side want about") as caught:
@@ -91,7 +96,7 @@ def test_more_runs_than_memory_holds_are_refused_with_the_numbers(tiny_params, m
         assert advice in str(caught.value)
         assert not config.folder.exists()
     monkeypatch.setattr(side_by_side, "available_bytes", lambda: 2 * each)
-    run_warp(config)
+    side_by_side.refuse_too_many(*asked, workers=2)
 
 
 def test_the_default_experiments_need_is_the_one_that_was_measured():

@@ -250,14 +250,15 @@ def test_side_by_side_or_one_after_the_other_the_bits_are_the_same(gpt2_copy, tm
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)  # as OMP_NUM_THREADS does
-            config = gpt2_copy.model_copy(update={"run_dir": str(tmp_path / f"{threads}")})
+            changes = {"run_dir": str(tmp_path / f"{threads}"), "iterations": 1}
+            config = gpt2_copy.model_copy(update=changes)
             run_warp(config)
             files = sorted((config.folder / "weights").rglob("*.safetensors"))
             weights = {str(f.relative_to(config.folder)): f.read_bytes() for f in files}
             stored.append((weights, rows_of(config)))
     finally:
         torch.set_num_threads(1)
-    assert len(stored[0][0]) == 8
+    assert len(stored[0][0]) == 4
     assert stored[0] == stored[1]
 
 
