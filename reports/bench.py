@@ -31,7 +31,7 @@ from warp_core.runs import read_json, write_json
 
 HERE = Path(__file__).resolve().parent
 NEVER = "<jupyter_script>"  # the end token of the benchmark's policy: a word that is never drawn
-FIXED = {"beta": 0.1, "mu": 0.01, "lr": 1e-5}
+FIXED = {"beta": 0.1, "mu": 0.01}
 Count = Annotated[Integer, Field(ge=1, le=100_000)]
 
 
@@ -214,7 +214,6 @@ def measure_steps(config: BenchConfig, folder: Path, prompts: Path) -> dict[str,
         peer = trl(config, folder, prompts, cores, "fp32") if config.trl_python else None
         for process in ours:
             process.answer()
-        peaks = _peaks(ours, cores, half)
         operations: dict[str, int] = {}
         if peer:
             peer.__enter__().answer()
@@ -234,8 +233,8 @@ def measure_steps(config: BenchConfig, folder: Path, prompts: Path) -> dict[str,
         finally:
             if peer:
                 peer.__exit__()
-    return {"threads": {"pair": half, "alone": cores}, "operations": operations, "rounds": rounds,
-            "first_peaks": peaks}  # fmt: skip
+    return {"threads": {"pair": half, "alone": cores}, "operations": operations,
+            "rounds": rounds}  # fmt: skip
 
 
 def _together(processes: Sequence[Process], threads: int) -> list[dict[str, Any]]:
