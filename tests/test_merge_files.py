@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -45,7 +46,7 @@ def test_files_give_what_memory_gives_bit_for_bit(m, granularity, eta, folders, 
     assert all(torch.equal(merged[name], wanted[name]) for name in wanted)
     in_memory = task_angles(start, thetas, granularity)
     assert angles.keys() == in_memory.keys()
-    assert all(torch.equal(angles[group], in_memory[group]) for group in angles)
+    assert all(np.array_equal(angles[group], in_memory[group]) for group in angles)
     load_policy(str(tmp_path / "out"))  # config and tokenizer are there
 
 
@@ -145,12 +146,12 @@ def test_tensors_larger_than_a_piece_are_merged_piece_by_piece(folders, tmp_path
         assert torch.equal(tensor, wanted[name])
 
 
-def test_the_command_says_what_it_did_and_needs_no_transformers(folders, tmp_path):
+def test_the_command_says_what_it_did_and_needs_no_torch(folders, tmp_path):
     theta_init, runs = folders
     command = [sys.executable, "-X", "importtime", "-m", "warp_core.merge_files", str(theta_init),
                *map(str, runs[:2]), "--out", str(tmp_path / "out")]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "2 runs merged in" in result.stdout
     assert "angles" in result.stdout
-    assert "transformers" not in result.stderr
+    assert not {"torch", "transformers"} & {line.split()[-1] for line in result.stderr.splitlines()}
     assert (tmp_path / "out" / WEIGHTS).is_file()

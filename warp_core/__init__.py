@@ -1,8 +1,8 @@
 """WARP: Weight Averaged Rewarded Policies (arXiv 2406.16768).
 
 Imports run one way: config, assets -> models, prompts, reward -> rollout, tape, merge -> train ->
-evaluate, side_by_side -> warp; merge_files stands on merge alone; runs (the run folder), plots
-and narrative (Russian tables and sentences) beside.
+evaluate, side_by_side -> warp; merge and merge_files stand on task_vectors; runs (the run folder),
+plots and narrative (Russian tables and sentences) beside.
 
 Shapes, here and in every module:
     B  completions of a batch        P  prompt tokens, padded on the left
@@ -15,6 +15,8 @@ import os
 # Threads that spin while they wait make every step up to 20 times slower as soon as any other
 # process wants a core (LOG.md, 2026-11-22). It takes effect if torch is not imported yet.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A short spin, some 20 microseconds, saves one run on all cores a tenth of its time (LOG.md, 2026-11-23).
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 # For the processes that train: glibc gives freed memory back, and a gigabyte of new pages a step is
 # a tenth of its time (LOG.md, 2026-11-23).
 os.environ.setdefault("MALLOC_MMAP_MAX_", "0")

@@ -1,39 +1,30 @@
-"""EMA, LERP, SLERP, LITI and the angles between task vectors: pure functions of weights.
+"""EMA, LERP, SLERP, LITI and the angles between task vectors: pure functions of weights in memory.
 
 Weights are `Mapping[str, Tensor]`, in and out. The paper's equations (arXiv 2406.16768): EMA (line
-9), SLERP (line 12) with its recursion for M > 2 (Eq. 26), LITI (line 13).
-
-SLERP acts on the task vectors δ_m = θ^m − θ_init, not on the weights themselves, whose cosine is
-above 0.999 (there SLERP is LERP):
-1. each group of tensors has an M × M Gram matrix of its task vectors, accumulated in float64;
-2. every step of the recursion slerp_m = slerp(slerp_{m−1}, θ^m, λ = 1/m) is a linear combination of
-   the δ's, so the Gram matrix alone gives its coefficients c, and the angles too;
-3. θ_slerp = θ_init + Σ_m c_m · δ_m.
-A group is one transformer layer, all tensors of its block together; each tensor outside the blocks
-is a group of its own. (The paper says "layer by layer"; what belongs to a layer is our reading.)
+9), SLERP (line 12) with its recursion for M > 2 (Eq. 26), LITI (line 13). SLERP's arithmetic, and
+what shares an angle, is in `task_vectors`; it runs on the CPU.
 """
 
-import math
-import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from warp_core.task_vectors import (
+    PIECE,
+    Array,
+    Granularity,
+    MergeError,
+    angles_of,
+    combine_piece,
+    gram_of_piece,
+    group_of,
+    lerp_coefficients,
+    slerp_coefficients,
+)
+
 Weights = Mapping[str, Tensor]
-Granularity = Literal["layer", "tensor", "model"]
-
-PARALLEL = 1e-6  # radians: sin(λΩ)/sin Ω differs from its limit λ by less than Ω²
-OPPOSITE = 1e-6  # radians short of π
-PIECE = 1 << 18  # elements of a tensor that are taken to float64 at a time
-# The first number in a name, standing alone between dots, is the index of its block:
-# model.layers.3.mlp.up_proj.weight, transformer.h.0.attn.c_attn.weight, encoder.block.7.…
-_BLOCK = re.compile(r"^(.*?\.\d+)\.")
-
-
-class MergeError(ValueError):
-    """Weights that cannot be merged; the message names the tensors or the group."""
 
 
 @torch.no_grad()
@@ -58,7 +49,7 @@ def lerp(
         MergeError: the weights do not fit together, or `lam` is given and M ≠ 2.
     """
     _check(theta_init, thetas)
-    c = _given_or_equal(lam, len(thetas))
+    c = lerp_coefficients(lam, len(thetas))
     return _combine(theta_init, thetas, dict.fromkeys(theta_init, c))
 
 
@@ -94,7 +85,7 @@ def slerp_with_angles(
     grams, groups = _grams(theta_init, thetas, granularity)
     c = {group: slerp_coefficients(gram, lam, group) for group, gram in grams.items()}
     merged = _combine(theta_init, thetas, {name: c[group] for name, group in groups.items()})
-    return merged, {group: angles_of(gram) for group, gram in grams.items()}
+    return merged, _angles(grams)
 
 
 def liti(theta_init: Weights, theta_slerp: Weights, eta: float) -> dict[str, Tensor]:
@@ -111,88 +102,16 @@ def task_angles(
     NaN where a task vector is zero: it has no direction. Raises MergeError as `slerp` does.
     """
     grams, _ = _grams(theta_init, thetas, granularity)
-    return {group: angles_of(gram) for group, gram in grams.items()}
+    return _angles(grams)
 
 
-def angles_of(gram: Tensor) -> Tensor:
-    """(M, M) radians, from the Gram matrix of the δ's; NaN where a δ is zero."""
-    norms = gram.diagonal().sqrt()
-    angles = torch.acos((gram / torch.outer(norms, norms)).clamp(-1, 1))
-    angles.fill_diagonal_(0.0)
-    angles[norms == 0] = angles[:, norms == 0] = math.nan
-    return angles
+def _angles(grams: Mapping[str, Array]) -> dict[str, Tensor]:
+    return {group: torch.from_numpy(angles_of(gram)) for group, gram in grams.items()}
 
 
-def slerp_coefficients(gram: Tensor, lam: float | None = None, group: str = "") -> list[float]:
-    """c with slerp = Σ_m c_m·δ_m, from the Gram matrix of the δ's alone (Eq. 26).
-
-    Args:
-        gram: (M, M) float64, δ_i·δ_j.
-        lam: weight of the second of two; None: 1/m at step m of the recursion.
-        group: named in errors.
-    """
-    _given_or_equal(lam, len(gram))  # refuses a lam that weighs nothing
-    c = torch.zeros(len(gram), dtype=torch.float64)
-    c[0] = 1.0
-    for m in range(1, len(gram)):
-        lam_m = 1 / (m + 1) if lam is None else lam
-        # a = slerp of the first m, b = δ_{m+1}
-        aa, ab, bb = (c @ gram @ c).item(), (gram[m] @ c).item(), gram[m, m].item()
-        weight_a, weight_b = _slerp_pair(aa, ab, bb, lam_m, f"{group!r}, run {m + 1}")
-        c *= weight_a
-        c[m] = weight_b
-    return c.tolist()
-
-
-def _slerp_pair(aa: float, ab: float, bb: float, lam: float, where: str) -> tuple[float, float]:
-    """sin((1−λ)Ω)/sin Ω and sin(λΩ)/sin Ω of two vectors with these inner products."""
-    norms = math.sqrt(max(aa, 0.0)) * math.sqrt(max(bb, 0.0))
-    if norms == 0.0:
-        return 1 - lam, lam
-    cos = max(-1.0, min(1.0, ab / norms))
-    omega = math.acos(cos)
-    if omega < PARALLEL:
-        return 1 - lam, lam
-    if math.pi - omega < OPPOSITE:
-        raise MergeError(
-            f"group {where}: its task vector is exactly opposite to the merge of those before it: "
-            "no shortest arc joins them; use lerp, another granularity, or other seeds for the runs"
-        )
-    return math.sin((1 - lam) * omega) / math.sin(omega), math.sin(lam * omega) / math.sin(omega)
-
-
-def gram_scratch(m: int, length: int, device: torch.device | None = None) -> Tensor:
-    """What `gram_of_piece` computes in, for tensors of this length: new memory costs more than sums."""
-    return torch.empty(m + 1, min(PIECE, length), dtype=torch.float64, device=device)
-
-
-def gram_of_piece(start: Tensor, ends: Sequence[Tensor], scratch: Tensor) -> Tensor:
-    """δ_i·δ_j over a piece of a tensor: (M, M) float64, which does not lose what a small lr has moved.
-
-    Args:
-        start, ends: θ_init's and each θ^m's, (at most PIECE,).
-    """
-    first, *deltas = scratch[:, : len(start)]
-    first.copy_(start)
-    for delta, end in zip(deltas, ends, strict=True):
-        delta.copy_(end).sub_(first)
-    delta_rows = scratch[1:, : len(start)]
-    return delta_rows @ delta_rows.T
-
-
-def combine_piece(start: Tensor, ends: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
-    """θ_init + Σ_m c_m·(θ^m − θ_init), of tensors or pieces of them; in float32 at least."""
-    first = start.to(torch.promote_types(start.dtype, torch.float32))
-    total = first.clone()
-    for c, end in zip(coefficients, ends, strict=True):
-        total.add_(end.to(first.dtype) - first, alpha=c)
-    return total.to(start.dtype)
-
-
-@torch.no_grad()
 def _grams(
     theta_init: Weights, thetas: Sequence[Weights], granularity: Granularity
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+) -> tuple[dict[str, Array], dict[str, str]]:
     """First pass over the tensors: group -> (M, M) float64 Gram matrix; tensor name -> group."""
     _check(theta_init, thetas)
     if granularity not in ("layer", "tensor", "model"):
@@ -200,19 +119,17 @@ def _grams(
     m = len(thetas)
     first_of = _tied(theta_init, thetas)
     groups = {name: group_of(first, granularity) for name, first in first_of.items()}
-    grams = {group: torch.zeros(m, m, dtype=torch.float64) for group in groups.values()}
+    grams = {group: np.zeros((m, m)) for group in groups.values()}
     for name, tensor in theta_init.items():
         if not tensor.is_floating_point() or first_of[name] != name:
             continue
-        start, ends = tensor.flatten(), [theta[name].flatten() for theta in thetas]
-        scratch = gram_scratch(m, len(start), start.device)
+        start, *ends = (_array(theta[name]) for theta in (theta_init, *thetas))
         for k in range(0, len(start), PIECE):
             pieces = [end[k : k + PIECE] for end in ends]
-            grams[groups[name]] += gram_of_piece(start[k : k + PIECE], pieces, scratch).cpu()
+            grams[groups[name]] += gram_of_piece(start[k : k + PIECE], pieces)
     return grams, groups
 
 
-@torch.no_grad()
 def _combine(
     theta_init: Weights, thetas: Sequence[Weights], coefficients: Mapping[str, Sequence[float]]
 ) -> dict[str, Tensor]:
@@ -225,17 +142,16 @@ def _combine(
         elif not tensor.is_floating_point():
             merged[name] = tensor.clone()
         else:
-            merged[name] = combine_piece(tensor, [theta[name] for theta in thetas],
-                                         coefficients[name])  # fmt: skip
+            start, *ends = (_array(theta[name]) for theta in (theta_init, *thetas))
+            combined = torch.from_numpy(combine_piece(start, ends, coefficients[name]))
+            merged[name] = combined.to(tensor).view(tensor.shape)
     return merged
 
 
-def group_of(name: str, granularity: Granularity) -> str:
-    """Group whose angle a tensor shares: its transformer block, or itself, or the whole model."""
-    if granularity == "model":
-        return "model"
-    block = _BLOCK.match(name) if granularity == "layer" else None
-    return block.group(1) if block else name
+def _array(tensor: Tensor) -> Array:
+    """(elements,), on the CPU, of a type that NumPy knows."""
+    flat = tensor.detach().flatten().cpu()
+    return (flat.float() if flat.dtype == torch.bfloat16 else flat).numpy()
 
 
 def _tied(theta_init: Weights, thetas: Sequence[Weights]) -> dict[str, str]:
@@ -255,14 +171,6 @@ def _tied(theta_init: Weights, thetas: Sequence[Weights]) -> dict[str, str]:
         )
         first_of[name] = seen.setdefault(key, name)
     return first_of
-
-
-def _given_or_equal(lam: float | None, m: int) -> list[float]:
-    if lam is None:
-        return [1 / m] * m
-    if m != 2:
-        raise MergeError(f"lam weighs the second of two; there are {m} sets of weights")
-    return [1 - lam, lam]
 
 
 def _check(theta_init: Weights, thetas: Sequence[Weights]) -> None:

@@ -24,29 +24,27 @@ from io import FileIO
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NoReturn, get_args
 
-import torch
+import ml_dtypes
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from warp_core.merge import (
+from warp_core.task_vectors import (
     PIECE,
+    Array,
     Granularity,
     MergeError,
-    all_finite,
     angles_of,
     combine_piece,
     gram_of_piece,
-    gram_scratch,
     group_of,
     slerp_coefficients,
 )
 
 SUFFIX = ".safetensors"
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+INTEGERS = {"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8,
+            "BOOL": np.bool_}  # fmt: skip
+DTYPES = {name: np.dtype(each) for name, each in (FLOATS | INTEGERS).items()}
 
 
 def merge_files(
@@ -56,15 +54,16 @@ def merge_files(
     lam: float | None = None,
     granularity: Granularity = "layer",
     eta: float = 1.0,
-) -> dict[str, Tensor]:
+) -> dict[str, Array]:
     """(1 − η)·θ_init + η·slerp(θ_init, θ^1 … θ^M) from folders to a new folder.
 
     Args:
-        lam, granularity: as in `merge.slerp`.
+        lam: weight of the second of two; None: 1/M.
+        granularity: what shares an angle: a transformer "layer", a "tensor", or the whole "model".
         eta: of LITI (line 13); 1 is the merge itself.
 
     Returns:
-        The angles between the task vectors, as `merge.task_angles` gives them.
+        The angles between the task vectors: group name -> (M, M) float64, radians.
 
     Raises:
         MergeError: a folder has no safetensors, they do not fit together, `lam` or `eta` is not
@@ -79,7 +78,7 @@ def merge_files(
         )
     if out.exists():
         raise MergeError(f"{out}: is there already; choose another folder, or delete it")
-    angles: dict[str, Tensor] = {}
+    angles: dict[str, Array] = {}
     out.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         start, *runs = (_Checkpoint(folder, stack) for folder in (theta_init, *thetas))
@@ -93,46 +92,49 @@ def merge_files(
         groups: dict[str, list[str]] = {}
         for name in start.tensors:
             groups.setdefault(group_of(name, granularity), []).append(name)
-        scratch = gram_scratch(len(runs), PIECE)
         for group, names in groups.items():
-            gram = torch.zeros(len(runs), len(runs), dtype=torch.float64)
+            gram = np.zeros((len(runs), len(runs)))
             for name in names:
                 for first, *ends in _pieces(name, start, runs):
-                    gram += _checked_gram(name, first, ends, scratch)
+                    gram += _checked_gram(name, start.tensors[name], first, ends)
             angles[group] = angles_of(gram)
             c = slerp_coefficients(gram, lam, group)
             for name in names:
                 file, offset = places[name]
                 file.seek(offset)
                 for first, *ends in _pieces(name, start, runs):
-                    file.write(_bytes(_merged(first, ends, c, eta)))
+                    file.write(_merged(start.tensors[name], first, ends, c, eta))
         for file, _ in places.values():
             file.flush()
         staging.rename(out)
     return angles
 
 
-def _checked_gram(name: str, first: Tensor, ends: Sequence[Tensor], scratch: Tensor) -> Tensor:
-    if not first.is_floating_point():
-        if any(not torch.equal(first, end) for end in ends):
+def _checked_gram(name: str, stored: "_Stored", first: Array, ends: Sequence[Array]) -> Array:
+    if stored.dtype not in FLOATS:
+        if any((first != end).any() for end in ends):
             raise MergeError(f"the integers of {name} differ between the checkpoints")
-        return torch.zeros(len(ends), len(ends), dtype=torch.float64)
-    for m, tensor in enumerate((first, *ends)):
-        if not all_finite(tensor):
-            label = f"θ^{m}" if m else "θ_init"
-            raise MergeError(f"{label} has NaN or infinite weights in: {name}")
-    return gram_of_piece(first, ends, scratch)
+        return np.zeros((len(ends), len(ends)))
+    gram = gram_of_piece(first, ends)
+    if not np.isfinite(gram).all():  # no weight is NaN or infinite without it
+        for m, piece in enumerate((first, *ends)):
+            if not np.isfinite(piece).all():
+                label = f"θ^{m}" if m else "θ_init"
+                raise MergeError(f"{label} has NaN or infinite weights in: {name}")
+        raise MergeError(f"the task vectors of {name} are too long for a norm in float64")
+    return gram
 
 
-def _merged(first: Tensor, ends: Sequence[Tensor], c: Sequence[float], eta: float) -> Tensor:
-    if not first.is_floating_point():
-        return first
-    merged = combine_piece(first, ends, c)
-    return merged if eta == 1 else combine_piece(first, [merged], [eta])
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.view(torch.uint8).numpy().data
+def _merged(
+    stored: "_Stored", first: Array, ends: Sequence[Array], c: Sequence[float], eta: float
+) -> memoryview:
+    """The bytes of a merged piece; rounded as it is stored at each of the two formulas."""
+    merged = first
+    if stored.dtype in FLOATS:
+        merged = combine_piece(first, ends, c).astype(first.dtype, copy=False)
+        if eta != 1:
+            merged = combine_piece(first, [merged], [eta]).astype(first.dtype, copy=False)
+    return merged.view(np.uint8).data
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class _Checkpoint:
         self.buffer = bytearray(8 * PIECE)
         for path in _files(folder):
             try:
-                with safe_open(path, framework="pt"):  # its checks of the header
+                with safe_open(path, framework="np"):  # its checks of the header
                     pass
             except SafetensorError as error:
                 raise MergeError(f"{path}: is damaged, or no safetensors file: {error}") from None
@@ -169,7 +171,7 @@ class _Checkpoint:
                 self.tensors[name] = _Stored(file, data + begin, end - begin, entry["dtype"],
                                              tuple(entry["shape"]))  # fmt: skip
 
-    def pieces(self, name: str) -> Iterator[Tensor]:
+    def pieces(self, name: str) -> Iterator[Array]:
         """The tensor, flat, PIECE elements at a time; each holds until the next."""
         stored = self.tensors[name]
         dtype = DTYPES[stored.dtype]
@@ -179,10 +181,10 @@ class _Checkpoint:
             rest = memoryview(self.buffer)[:size]
             while rest:
                 rest = rest[stored.file.readinto(rest) or _ended(stored.file) :]
-            yield torch.frombuffer(self.buffer, dtype=dtype, count=size // dtype.itemsize)
+            yield np.frombuffer(self.buffer, dtype, size // dtype.itemsize)
 
 
-def _pieces(name: str, start: _Checkpoint, runs: Sequence[_Checkpoint]) -> Iterator[list[Tensor]]:
+def _pieces(name: str, start: _Checkpoint, runs: Sequence[_Checkpoint]) -> Iterator[list[Array]]:
     """The same piece of every checkpoint, θ_init's first."""
     for pieces in zip(*(each.pieces(name) for each in (start, *runs)), strict=True):
         yield list(pieces)
@@ -252,10 +254,9 @@ def main(argv: list[str] | None = None) -> int:
     except (MergeError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    pairs = torch.cat(
-        [a[*torch.triu_indices(len(a), len(a), 1)] for a in angles.values()]
-    ).rad2deg()
-    pairs = pairs[~pairs.isnan()]
+    upper = np.triu_indices(len(options.thetas), 1)
+    pairs = np.rad2deg(np.concatenate([each[upper] for each in angles.values()]))
+    pairs = pairs[~np.isnan(pairs)]
     between = f", angles {pairs.min():.1f}° to {pairs.max():.1f}°" if len(pairs) else ""
     print(f"{options.out}: {len(options.thetas)} runs merged in {len(angles)} groups{between}, "
           f"{time.perf_counter() - start:.1f} s")  # fmt: skip
