@@ -149,7 +149,9 @@ def conclusion(results: Results) -> list[str]:
 
     for mode, target in STEP_TARGETS.items():
         if ratios := speedups(results, mode):
-            at_least(f"{MODES[mode].capitalize()}: быстрее TRL", ratios, target)
+            at_least(f"{MODES[mode].capitalize()}: быстрее TRL (float32)", ratios, target)
+    if speedups(results, "alone"):
+        lines.append(_bf16(results))
     for mode, name in MODES.items():
         rows = {row["part"]: row for row in floor_rows(results, mode)}
         for part, target in FLOOR_TARGETS.items():
@@ -168,6 +170,17 @@ def conclusion(results: Results) -> list[str]:
         line(f"Слияние {name}: дольше одного лишь чтения и записи в {spread(ratios)} раза",
              f"не больше {_short(STREAM_TARGET)}", median(ratios) <= STREAM_TARGET)  # fmt: skip
     return lines
+
+
+def _bf16(results: Results) -> str:
+    """Of TRL's other precision: where the machine's bf16 is slow, how long its step would take."""
+    rounds = results["steps"]["rounds"]
+    half, full = (median(row["peaks"][kind] for row in rounds) for kind in ("bf16", "alone"))
+    if half >= full:
+        return "- TRL с bf16=True не измерялся."
+    minutes = sum(results["steps"]["operations"].values()) / (half * 1e9) / 60
+    return (f"- TRL с bf16=True не измерялся: при пике bf16 в {number(half, 1)}\u00a0GFLOP/с один его "
+            f"шаг не короче {minutes:.0f}\u00a0мин.")  # fmt: skip
 
 
 def _short(value: float) -> str:

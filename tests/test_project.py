@@ -108,18 +108,22 @@ def test_sections_are_the_seeds_experiments_with_controls_and_the_front(smoke: b
                    "experiment_3", "experiment_4"]  # fmt: skip
     if smoke:
         experiments = ["experiment_4"]
+    measured = [] if smoke else ["performance"]
     made = ["reward_model", *experiments, "pareto_front"]
     assert sorted(section.id for section in project.sections) == sorted(
-        [*made, "summary", "overview"]
+        [*made, *measured, "summary", "overview"]
     )
     for section in project.sections:  # what reads another's results waits for it
-        waits = {"reward_model": [], "pareto_front": ["experiment_4"]}.get(section.id)
+        waits = {"reward_model": [], "performance": [], "pareto_front": ["experiment_4"]}.get(
+            section.id
+        )
         if waits is None:
             waits = ["reward_model"] if section.id in experiments else made
         assert set(waits) == set(section.after) & {*made}
         assert section.alone == (section.id == "reward_model")
     assert project.report == [
-        "overview", "method.md", "reward_model", *experiments, "pareto_front", "summary",
+        "overview", "method.md", "reward_model", *experiments, "pareto_front", *measured,
+        "summary",
     ]  # fmt: skip
 
 

@@ -21,3 +21,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 # a tenth of its time (LOG.md, 2026-11-23).
 os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**40))
+# NumPy's dots of a merge's short pieces gain nothing from threads that wait by spinning, and with one
+# thread they give the same bits on any number of cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

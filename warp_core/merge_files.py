@@ -5,24 +5,27 @@
 1. a checkpoint is a folder of safetensors, in one file or in shards; the names and groups come from
    the headers alone;
 2. of each group (a transformer layer, or a tensor outside them) the pieces are read twice: for the
-   Gram matrix of the task vectors, then to be combined and written at θ_init's offsets. Memory holds
-   M + 1 pieces, whatever the model's size;
+   Gram matrix of the task vectors, then to be combined and written at θ_init's offsets. Two groups
+   are at work at a time, and memory holds M + 1 pieces of each, whatever the model's size;
 3. every other file of θ_init's folder (config, tokenizer) is copied, and the result appears whole.
 """
 
 import argparse
 import json
+import mmap
+import os
 import shutil
 import struct
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NoReturn, get_args
+from typing import IO, Any, get_args
 
 import ml_dtypes
 import numpy as np
@@ -41,6 +44,7 @@ from warp_core.task_vectors import (
 )
 
 SUFFIX = ".safetensors"
+THREADS = 2  # the arithmetic of two keeps up with the memory
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 INTEGERS = {"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8,
             "BOOL": np.bool_}  # fmt: skip
@@ -78,10 +82,9 @@ def merge_files(
         )
     if out.exists():
         raise MergeError(f"{out}: is there already; choose another folder, or delete it")
-    angles: dict[str, Array] = {}
     out.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        start, *runs = (_Checkpoint(folder, stack) for folder in (theta_init, *thetas))
+        start, *runs = (_Checkpoint(folder) for folder in (theta_init, *thetas))
         for m, run in enumerate(runs, start=1):
             _same_tensors(start, run, m)
         staging = Path(stack.enter_context(
@@ -92,20 +95,23 @@ def merge_files(
         groups: dict[str, list[str]] = {}
         for name in start.tensors:
             groups.setdefault(group_of(name, granularity), []).append(name)
-        for group, names in groups.items():
+
+        def merge_group(group: str) -> Array:
             gram = np.zeros((len(runs), len(runs)))
-            for name in names:
+            for name in groups[group]:
                 for first, *ends in _pieces(name, start, runs):
                     gram += _checked_gram(name, start.tensors[name], first, ends)
-            angles[group] = angles_of(gram)
             c = slerp_coefficients(gram, lam, group)
-            for name in names:
+            for name in groups[group]:
                 file, offset = places[name]
-                file.seek(offset)
                 for first, *ends in _pieces(name, start, runs):
-                    file.write(_merged(start.tensors[name], first, ends, c, eta))
-        for file, _ in places.values():
-            file.flush()
+                    offset += _write(
+                        file, offset, _merged(start.tensors[name], first, ends, c, eta)
+                    )
+            return angles_of(gram)
+
+        threads = stack.enter_context(ThreadPoolExecutor(THREADS))
+        angles = dict(zip(groups, threads.map(merge_group, groups), strict=True))
         staging.rename(out)
     return angles
 
@@ -141,7 +147,7 @@ def _merged(
 class _Stored:
     """Where a tensor lies, and what it is."""
 
-    file: FileIO
+    map: mmap.mmap
     offset: int
     length: int  # bytes
     dtype: str
@@ -149,45 +155,52 @@ class _Stored:
 
 
 class _Checkpoint:
-    """A folder of safetensors, read piece by piece into memory that is used again: a map of the files
-    would count as the process's memory, page by page."""
+    """A folder of safetensors, read piece by piece from maps of the files, which copies nothing; each
+    piece is unmapped behind its use, for it would count as the process's memory."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, folder: Path) -> None:
         self.tensors: dict[str, _Stored] = {}
-        self.buffer = bytearray(8 * PIECE)
         for path in _files(folder):
             try:
                 with safe_open(path, framework="np"):  # its checks of the header
                     pass
             except SafetensorError as error:
                 raise MergeError(f"{path}: is damaged, or no safetensors file: {error}") from None
-            file = stack.enter_context(path.open("rb", buffering=0))
-            header, data = _header(file)
+            with path.open("rb") as file:
+                header, data = _header(file)
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             for name, entry in header.items():
                 begin, end = entry["data_offsets"]
                 if entry["dtype"] not in DTYPES:
                     raise MergeError(f"{path}: {name} is of type {entry['dtype']}; these can be "
                                      f"merged: {', '.join(DTYPES)}")  # fmt: skip
-                self.tensors[name] = _Stored(file, data + begin, end - begin, entry["dtype"],
+                self.tensors[name] = _Stored(content, data + begin, end - begin, entry["dtype"],
                                              tuple(entry["shape"]))  # fmt: skip
 
     def pieces(self, name: str) -> Iterator[Array]:
         """The tensor, flat, PIECE elements at a time; each holds until the next."""
         stored = self.tensors[name]
         dtype = DTYPES[stored.dtype]
-        stored.file.seek(stored.offset)
-        for position in range(0, stored.length, PIECE * dtype.itemsize):
-            size = min(PIECE * dtype.itemsize, stored.length - position)
-            rest = memoryview(self.buffer)[:size]
-            while rest:
-                rest = rest[stored.file.readinto(rest) or _ended(stored.file) :]
-            yield np.frombuffer(self.buffer, dtype, size // dtype.itemsize)
+        size, per_piece = dtype.itemsize, PIECE * dtype.itemsize
+        page = stored.offset - stored.offset % mmap.PAGESIZE
+        for begin in range(stored.offset, stored.offset + stored.length, per_piece):
+            end = min(begin + per_piece, stored.offset + stored.length)
+            yield np.frombuffer(stored.map, dtype, (end - begin) // size, begin)
+            stored.map.madvise(mmap.MADV_DONTNEED, page, end - page)  # the system maps more at once
 
 
 def _pieces(name: str, start: _Checkpoint, runs: Sequence[_Checkpoint]) -> Iterator[list[Array]]:
     """The same piece of every checkpoint, θ_init's first."""
     for pieces in zip(*(each.pieces(name) for each in (start, *runs)), strict=True):
         yield list(pieces)
+
+
+def _write(file: FileIO, offset: int, data: memoryview) -> int:
+    """Several threads may, at different places; returns the count of bytes."""
+    rest = data
+    while rest:
+        rest = rest[os.pwrite(file.fileno(), rest, offset + len(data) - len(rest)) :]
+    return len(data)
 
 
 def _same_tensors(start: _Checkpoint, run: _Checkpoint, m: int) -> None:
@@ -198,10 +211,6 @@ def _same_tensors(start: _Checkpoint, run: _Checkpoint, m: int) -> None:
                   if getattr(stored, what) != getattr(run.tensors[name], what)]  # fmt: skip
         if unlike:
             raise MergeError(f"θ^{m} and θ_init have tensors of different {what}: {unlike[:5]}")
-
-
-def _ended(file: FileIO) -> NoReturn:
-    raise MergeError(f"{file.name}: ends before its last tensor")
 
 
 def _header(file: IO[bytes]) -> tuple[dict[str, Any], int]:
@@ -219,11 +228,9 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _copy_layout(
-    source: Path, target: Path, stack: ExitStack
-) -> Mapping[str, tuple[BinaryIO, int]]:
+def _copy_layout(source: Path, target: Path, stack: ExitStack) -> Mapping[str, tuple[FileIO, int]]:
     """Headers and all other files of a checkpoint; tensor name -> where its bytes belong."""
-    places: dict[str, tuple[BinaryIO, int]] = {}
+    places: dict[str, tuple[FileIO, int]] = {}
     for path in source.iterdir():
         if path.suffix != SUFFIX and path.is_file():
             shutil.copy(path, target)
@@ -232,8 +239,8 @@ def _copy_layout(
             header, data = _header(original)
             original.seek(0)
             head = original.read(data)
-        file = stack.enter_context((target / path.name).open("wb"))
-        file.write(head)
+        file = stack.enter_context((target / path.name).open("wb", buffering=0))
+        _write(file, 0, memoryview(head))
         places |= {name: (file, data + entry["data_offsets"][0]) for name, entry in header.items()}
     return places
 

@@ -51,7 +51,10 @@ def gram_of_piece(start: Array, ends: Sequence[Array]) -> Array:
     deltas = np.empty((len(ends), len(start)))
     for delta, end in zip(deltas, ends, strict=True):
         np.subtract(end, start, out=delta, dtype=np.float64)
-    return np.vecdot(deltas[:, None], deltas[None])
+    gram = np.empty((len(ends), len(ends)))
+    for i, delta in enumerate(deltas):
+        gram[i, : i + 1] = gram[: i + 1, i] = np.vecdot(deltas[: i + 1], delta)
+    return gram
 
 
 def combine_piece(start: Array, ends: Sequence[Array], coefficients: Sequence[float]) -> Array:
