@@ -13,12 +13,13 @@ export OPENBLAS_NUM_THREADS := 1
 export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := 1099511627776
 
-.PHONY: help report smoke test lint bench clean distclean
+.PHONY: help report smoke test torture lint bench clean distclean
 
 help:
 	@echo "make report     models, data, all experiments, reports/warp_report.html; goes on where it stopped"
 	@echo "make smoke      the same at tiny sizes, in runs/smoke"
 	@echo "make test       all tests"
+	@echo "make torture    programs killed, interrupted and damaged at a hundred moments; half an hour"
 	@echo "make lint       ruff, pyright, notebooks stored without outputs"
 	@echo "make bench      TRL and mergekit into environments of their own, then reports/performance.json"
 	@echo "make clean      remove caches and runs/smoke"
@@ -34,6 +35,9 @@ smoke: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+torture: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m torture
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from warp_core.config import ConfigError, Folder, Integer, LearningRate, Parameters, Text
-from warp_core.runs import read_json, write_json
+from warp_core.files import SUMS, read_json, write_json
 
 HERE = Path(__file__).resolve().parent
 NEVER = "<jupyter_script>"  # the end token of the benchmark's policy: a word that is never drawn
@@ -160,6 +160,7 @@ def prepare(config: BenchConfig, folder: Path) -> Path:
     tokenizer.eos_token = NEVER
     model.config.eos_token_id = model.config.pad_token_id = tokenizer.eos_token_id
     save_policy(model, tokenizer, folder / "policy")
+    (folder / "policy" / SUMS).unlink()  # a peer's checkpoint has none, and none is compared
     path = folder / "prompts.json"
     path.write_text(json.dumps(prompts[:1024]), encoding="utf-8")
     return path

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import nbformat
+import psutil
 import yaml
 from filelock import FileLock, Timeout
 
@@ -44,7 +45,8 @@ from warp_core.config import (
     load_params,
     unknown_parameter,
 )
-from warp_core.runs import read_json, write_bytes, write_text
+from warp_core.files import read_json, write_bytes, write_text
+from warp_core.runs import seconds_of
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = "experiment.ipynb"
@@ -59,7 +61,9 @@ SHOWING = (  # the code of tables, sentences and figures
     Path(__file__).with_name("comparison.py"),
     Path(__file__).with_name("performance.py"),
 )
+LANE = Path(__file__).with_name("lane.py")
 POLL_SECONDS = 1
+SAVING_SECONDS = 60  # that an interrupted notebook has to save what it trains
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 LANES = min(2, CORES)  # notebooks side by side; more would want more memory
 
@@ -99,9 +103,10 @@ class Section:
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
     def is_done(self) -> bool:
-        if not self.executed.is_file():
+        try:
+            recorded = _read(self.executed).metadata.get("warp_report")
+        except (OSError, ValueError):  # it is not there, or damaged
             return False
-        recorded = _read(self.executed).metadata.get("warp_report")
         return recorded == [self.source_fingerprint(), self.results_fingerprint()]
 
     def steps(self) -> tuple[int, int]:
@@ -284,7 +289,7 @@ def _start(section: Section) -> Running:
     executing = _executing(section)
     executing.parent.mkdir(parents=True, exist_ok=True)
     executing.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "papermill", str(section.notebook), str(executing),
+    command = [sys.executable, str(LANE), str(section.notebook), str(executing),
                "--cwd", str(section.root), "-k", "python3", "-l", "python",
                "--no-progress-bar"]  # fmt: skip
     command += [part for file in section.files for part in ("-f", str(file))]
@@ -316,16 +321,20 @@ def _executing(section: Section) -> Path:
 
 
 def _interrupt(child: subprocess.Popen[bytes]) -> None:
-    """Papermill, interrupted, kills its kernel together with the processes that the kernel has."""
+    """Ctrl-C for the notebook's kernel, whose runs then save what they have."""
     if child.poll() is None:
-        child.send_signal(signal.SIGINT)
+        for process in psutil.Process(child.pid).children():
+            process.send_signal(signal.SIGINT)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    try:
-        child.wait(20)
-    except subprocess.TimeoutExpired:
-        child.kill()
+    """Wait for it; papermill, interrupted, kills the kernel and the processes that it has."""
+    for patience, signal_number in ((SAVING_SECONDS, signal.SIGINT), (20, signal.SIGKILL)):
+        try:
+            child.wait(patience)
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal_number)
+    child.wait()
 
 
 def _explain(section: Section, executing: Path, log: str) -> NoReturn:
@@ -378,8 +387,7 @@ def picture(project: Project) -> bytes:
 def provenance(project: Project) -> str:
     """When, from which commit and in how long the numbers were made; in Russian."""
     folders = [project.runs / section.id for section in project.sections]
-    summaries = [read_json(f / "summary.json") for f in folders if (f / "summary.json").is_file()]
-    seconds = sum(s.get("seconds", 0) + s.get("front_seconds", 0) for s in summaries)
+    seconds = sum(seconds_of(folder) for folder in folders)
     commits = {read_json(f / "meta.json")["commit"] for f in folders if (f / "meta.json").is_file()}
     ended = max(_read(section.executed).metadata["papermill"]["end_time"]
                 for section in project.sections if section.executed.is_file())  # fmt: skip

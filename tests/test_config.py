@@ -34,6 +34,8 @@ BAD = {
     "eval_prompts": [0, 1],
     "precision": ["fp16", "float32"],
     "workers": [-1, 65, 0.5, True],
+    "max_kl": [-1, math.nan, math.inf, "much"],
+    "checkpoint_every": [-1, 0.5, True],
     "run_dir": [None, 5, "a\0b"],
 }
 

@@ -13,7 +13,7 @@ from warp_core import merge
 from warp_core import merge_files as merge_files_module
 from warp_core.merge import MergeError, liti, slerp, task_angles
 from warp_core.merge_files import main, merge_files
-from warp_core.models import load_policy, load_weights
+from warp_core.models import load_policy, load_weights, save_policy, weights_of
 
 WEIGHTS = "model.safetensors"
 
@@ -116,6 +116,22 @@ def test_a_folder_that_is_there_is_not_overwritten(folders, tmp_path):
     theta_init, runs = folders
     with pytest.raises(MergeError, match="is there already"):
         merge_files(theta_init, runs, runs[0])
+
+
+def test_sealed_weights_are_checked_and_the_seal_is_not_handed_on(policy_folders, tmp_path, capsys):
+    model, tokenizer = load_policy(str(policy_folders("gpt2")))
+    start, run = tmp_path / "start", tmp_path / "run"
+    save_policy(model, tokenizer, start)
+    save_policy(model, tokenizer, run, {k: v + 1 for k, v in weights_of(model).items()})
+    command = [str(start), str(run), "--eta", "0.5", "--out"]
+    assert main([*command, str(tmp_path / "out")]) == 0
+    load_policy(str(tmp_path / "out"))
+    data = bytearray((run / WEIGHTS).read_bytes())
+    data[-1] ^= 1
+    (run / WEIGHTS).write_bytes(data)
+    assert main([*command, str(tmp_path / "other")]) == 1
+    assert f"{run / WEIGHTS}: is not what was written" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])

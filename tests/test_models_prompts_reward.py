@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from warp_core import prompts as prompts_module
 from warp_core import reward as reward_module
-from warp_core.config import ConfigError, RewardConfig, WarpConfig
+from warp_core.config import RewardConfig, WarpConfig
+from warp_core.errors import ConfigError, StorageError
 from warp_core.merge import slerp
 from warp_core.models import (
     fingerprint,
@@ -85,8 +86,8 @@ def test_tied_weights_are_stored_once(policy_folders, tmp_path):
 def test_a_saved_folder_holds_safetensors_alone_and_no_rest(policy_folders, tmp_path):
     save_policy(*load_policy(str(policy_folders("llama"))), tmp_path / "out" / "saved")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["saved"]
-    suffixes = {p.suffix for p in (tmp_path / "out" / "saved").iterdir()}
-    assert suffixes <= {".safetensors", ".json", ".jinja"}
+    suffixes = {p.suffix or p.name for p in (tmp_path / "out" / "saved").iterdir()}
+    assert suffixes <= {".safetensors", ".json", ".jinja", "SHA256SUMS"}
 
 
 def test_a_save_replaces_the_folder_of_an_earlier_attempt(policy_folders, tmp_path):
@@ -107,7 +108,7 @@ def test_a_save_that_fails_leaves_nothing(policy_folders, tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tokenizer, "save_pretrained", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageError, match=r"saved: \d+ bytes .* are needed"):
         save_policy(model, tokenizer, tmp_path / "saved")
     assert not list(tmp_path.iterdir())
 

@@ -42,7 +42,7 @@ def summary(
 def metrics(curves):
     """Rows of metrics.jsonl from {(iteration, run): objectives}."""
     return pd.DataFrame(
-        {"iteration": i, "run": m, "step": t, "objective": value}
+        {"iteration": i, "run": m, "step": t, "objective": value, "same": 0.1, "empty": 0.0}
         for (i, m), values in curves.items()
         for t, value in enumerate(values, start=1)
     )
@@ -54,6 +54,31 @@ SHARED = WarpConfig(steps=3, shared_run_seed=True)
 
 def said(s, curves=SAME, config=SHARED):
     return " ".join(narrative.conclusion(s, metrics(curves), config))
+
+
+def test_a_run_that_was_stopped_or_collapsed_is_told():
+    rows = metrics(SAME)
+    assert narrative.health(rows, SHARED) == []
+    of_run_2 = (rows["iteration"] == 2) & (rows["run"] == 2)
+    rows.loc[of_run_2 & (rows["step"] >= 2), "same"] = 0.75
+    rows.loc[of_run_2 & (rows["step"] == 3), "empty"] = 0.625
+    (same, empty) = narrative.health(rows, SHARED)
+    assert "Запуск 2 итерации 2: с шага 2 ответы одинаковы у 75,0\u00a0%" in same
+    assert "с шага 3 ответы пусты у 62,5\u00a0%" in empty
+
+    stopped = rows[~(of_run_2 & (rows["step"] == 3))].copy()
+    last = stopped.index[-1]
+    stopped["stopped"] = None
+    stopped.loc[last, ["kl_anchor", "stopped"]] = [12.5, True]
+    config = SHARED.model_copy(update={"max_kl": 10.0})
+    (said_first, _) = narrative.health(stopped, config)
+    conclusion = narrative.conclusion(summary(), stopped, config)
+    assert (
+        conclusion[-1] == "Вывод: обучение остановил max_kl; нужен меньший lr или больший предел."
+    )
+    assert "Запуск 2 итерации 2 остановлен на шаге 2: KL к якорю 12,50 нат" in said_first
+    assert "max_kl = 10,00" in said_first
+    assert narrative.conclusion(summary(), stopped, config)
 
 
 @pytest.mark.parametrize(

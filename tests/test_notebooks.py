@@ -1,6 +1,5 @@
 """Every notebook through papermill at tiny sizes, its numbers checked against what the run stored."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from warp_core import narrative
 from warp_core.config import WarpConfig
-from warp_core.runs import read_json, read_jsonl
+from warp_core.files import read_json, read_jsonl, seal_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -102,9 +101,8 @@ def test_overview_and_comparison_show_every_experiment(executed, tmp_path):
     for name in [*names, "experiment_1_control", "experiment_2_control"]:
         shutil.copytree(params["run_dir"], tmp_path / name,
                         ignore=shutil.ignore_patterns("weights"))  # fmt: skip
-    reward = {"accuracy": {"mean": 0.8612, "stderr": 0.0071, "n": 100}, "seconds": 60.0}
-    (tmp_path / "reward_model").mkdir()
-    (tmp_path / "reward_model" / "summary.json").write_text(json.dumps(reward))
+    reward = {"accuracy": {"mean": 0.8612, "stderr": 0.0071, "n": 100}}
+    seal_json(tmp_path / "reward_model" / "summary.json", reward)
     kl = narrative.estimate_text(
         read_json(tmp_path / "experiment_4" / "summary.json")["kl_warp_sft"]
     )

@@ -28,7 +28,8 @@ PNG = base64.b64decode(
 ORDER = "from pathlib import Path\nwith open('order.txt', 'a') as file:\n    file.write('{}\\n')\n"
 REWARD = """
 Path(run_dir).mkdir(parents=True, exist_ok=True)
-Path(run_dir, "summary.json").write_text('{"seconds": 60}')
+Path(run_dir, "timing.json").write_text('{"seconds": 60}')
+Path(run_dir, "summary.json").write_text("{}")
 Path(run_dir, "training.jsonl").write_text('{"step": 5, "steps": 5}\\n')
 if Path("broken").exists():
     raise ValueError("\\x1b[31mno ratings\\x1b[0m")
@@ -41,7 +42,8 @@ folder = Path(run_dir)
 (folder / "steps").mkdir(parents=True, exist_ok=True)
 (folder / "steps" / "iteration_1_run_1.jsonl").write_text("{{}}\\n" * 3)
 (folder / "samples.jsonl").write_text(str(lr))
-(folder / "summary.json").write_text('{{"seconds": 120}}')
+(folder / "timing.json").write_text('{{"seconds": 120}}')
+(folder / "summary.json").write_text("{{}}")
 (folder / "meta.json").write_text('{{"commit": "abc123"}}')
 print("printed by the cell")
 display(HTML("<table><tr><td>" + html.escape({MODEL_TEXT!r}) + "</td></tr></table>"))

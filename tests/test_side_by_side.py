@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from warp_core import side_by_side, warp
-from warp_core.config import ConfigError, WarpConfig
+from warp_core.config import WarpConfig
+from warp_core.errors import ConfigError, TrainingError
+from warp_core.files import append_jsonl, read_jsonl
 from warp_core.models import load_policy, load_weights
-from warp_core.runs import append_jsonl, read_jsonl
 from warp_core.side_by_side import Died, needed_bytes, run_all
-from warp_core.train import TrainingError
 from warp_core.warp import run_warp, workers_of
 
 

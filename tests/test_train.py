@@ -4,17 +4,23 @@ The exact gradients come from a policy of four tokens, of which every completion
 """
 
 import copy
+import gc
 import itertools
 import math
 
+import psutil
 import pytest
 import tiny
 import torch
 
 from warp_core import train
+from warp_core.checkpoint import Checkpoint
 from warp_core.config import WarpConfig
+from warp_core.errors import TrainingError
+from warp_core.files import append_jsonl
 from warp_core.models import load_policy, weights_of
-from warp_core.train import TrainingError, loo_baseline, prompt_batches, train_run, warmed_up
+from warp_core.rollout import Rollout
+from warp_core.train import loo_baseline, prompt_batches, train_run, warmed_up
 
 PROMPT = "a b"
 BETA = 0.3
@@ -312,7 +318,7 @@ def test_metrics_have_their_keys_types_and_relations(gpt2):
     for row, (_, _, gradient) in zip(rows, history, strict=True):
         assert {key: type(value) for key, value in row.items()} == {
             "step": int, "objective": float, "reward": float, "kl_anchor": float, "lr": float,
-            "grad_norm": float, "tokens": int, "seconds": float,
+            "grad_norm": float, "tokens": int, "same": float, "empty": float, "seconds": float,
         }  # fmt: skip
         assert row["objective"] == pytest.approx(row["reward"] - 0.2 * row["kl_anchor"], abs=1e-5)
         assert row["grad_norm"] == pytest.approx(flat(gradient).norm().item(), rel=1e-5)
@@ -400,6 +406,53 @@ def test_logits_that_are_not_finite_stop_the_run(gpt2):
         policy.transformer.ln_f.weight[0] = math.nan
     with pytest.raises(TrainingError, match="step 1: the policy's logits are not finite"):
         trained(policy, tokenizer)
+
+
+def test_a_run_beyond_max_kl_ends_with_the_weights_before_its_last_update(gpt2):
+    loud = {"steps": 12, "batch_size": 16, "max_new_tokens": 5, "lr": 1e-2, "mu": 0.0, "beta": 0.0}
+    free, history = trained(*gpt2, reward=count_good, **loud)
+    limit = 2.0
+    beyond = next(row["step"] for row in free if row["kl_anchor"] > limit)
+    assert 2 < beyond < 12
+    policy, tokenizer = gpt2
+    policy, rows = copy.deepcopy(policy), []
+    train_run(policy, copy.deepcopy(policy), tokenizer, count_good, WORLD,
+              config(max_kl=limit, **loud), 0, rows.append)  # fmt: skip
+    assert [row["step"] for row in rows] == list(range(1, beyond + 1))
+    assert [row.get("stopped") for row in rows] == [None] * (beyond - 1) + [True]
+    assert rows[-1]["kl_anchor"] == free[beyond - 1]["kl_anchor"] > limit
+    # θ behind the update of step `beyond` − 2: the last whose KL was measured and small enough.
+    torch.testing.assert_close(
+        flat(weights_of(policy)), flat(history[beyond - 3][0]), rtol=0, atol=0
+    )
+
+
+def test_equal_and_empty_completions_are_counted(gpt2, monkeypatch):
+    answers = iter([["a", "a", "a", "b"], [" ", "", "c", "d"]])
+    monkeypatch.setattr(Rollout, "texts", lambda *_: next(answers))
+    rows, _ = trained(*gpt2, reward=lambda texts: torch.zeros(len(texts)), steps=2, batch_size=4)
+    assert [(row["same"], row["empty"]) for row in rows] == [(0.75, 0.0), (0.25, 0.5)]
+
+
+def test_five_hundred_steps_take_no_more_memory_or_files_than_one_hundred(gpt2, tmp_path):
+    policy, tokenizer = copy.deepcopy(gpt2[0]), gpt2[1]
+    process, at = psutil.Process(), dict[int, tuple[int, int, int]]()
+
+    def on_step(row):
+        append_jsonl(tmp_path / "log.jsonl", row)
+        if row["step"] in (100, 500):
+            gc.collect()
+            at[row["step"]] = process.memory_info().rss, process.num_fds(), process.num_threads()
+
+    settings = config(steps=500, batch_size=4, max_new_tokens=5, lr=1e-5, checkpoint_every=50)
+    states = Checkpoint(tmp_path / "states", tmp_path / "log.jsonl", every=50)
+    train_run(
+        policy, copy.deepcopy(policy), tokenizer, count_good, WORLD, settings, 0, on_step, states
+    )
+    (rss, *handles), (rss_later, *handles_later) = at[100], at[500]
+    a_set = sum(weight.nbytes for weight in weights_of(policy).values())
+    assert rss_later - rss < 400 * a_set / 4  # were one set of weights kept by each step
+    assert handles_later == handles
 
 
 # Prompts

@@ -1,8 +1,9 @@
 """WARP: Weight Averaged Rewarded Policies (arXiv 2406.16768).
 
-Imports run one way: config, assets -> models, prompts, reward -> rollout, tape, merge -> train ->
-evaluate, side_by_side -> warp; merge and merge_files stand on task_vectors; runs (the run folder),
-plots and narrative (Russian tables and sentences) beside.
+Imports run one way: errors -> files, interrupts (what must survive a kill) -> config, assets ->
+models, prompts, reward, runs (the run folder) -> rollout, tape, merge, checkpoint -> train ->
+evaluate, side_by_side -> warp; merge and merge_files stand on task_vectors; plots and narrative
+(Russian tables and sentences) beside.
 
 Shapes, here and in every module:
     B  completions of a batch        P  prompt tokens, padded on the left

@@ -23,9 +23,7 @@ from pydantic import (
     field_validator,
 )
 
-
-class ConfigError(ValueError):
-    """Parameters that cannot be run; the message has one line for each mistake."""
+from warp_core.errors import ConfigError
 
 
 def _not_bool(value: Any) -> Any:
@@ -140,6 +138,11 @@ class WarpConfig(Parameters):
     """Arithmetic of training alone; weights and evaluation stay float32."""
     workers: Annotated[Integer, Field(ge=0, le=64)] = 0
     """Runs trained side by side, each in a process of its own; 0: as many as there are cores."""
+    max_kl: Annotated[Number, Field(ge=0)] = 0.0
+    """KL to the anchor, nats per completion and mean of a batch, at which a run stops and the weights
+    before its last update are taken; 0: no limit."""
+    checkpoint_every: Annotated[Integer, Field(ge=0, le=1_000_000)] = 25
+    """Steps from one checkpoint of a run to the next; 0: only when it is interrupted."""
     run_dir: Folder = ""
     """Run folder; empty: runs/NAME."""
 

@@ -31,11 +31,12 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from warp_core.errors import DamagedError, MergeError
+from warp_core.files import SUMS, make_room, verify, writing
 from warp_core.task_vectors import (
     PIECE,
     Array,
     Granularity,
-    MergeError,
     angles_of,
     combine_piece,
     gram_of_piece,
@@ -70,6 +71,8 @@ def merge_files(
         The angles between the task vectors: group name -> (M, M) float64, radians.
 
     Raises:
+        DamagedError: a folder has SHA256SUMS, and a file in it is not what was written.
+        StorageError: the result has no room, or cannot be written there.
         MergeError: a folder has no safetensors, they do not fit together, `lam` or `eta` is not
             from 0 to 1, or `out` is there already.
     """
@@ -82,11 +85,13 @@ def merge_files(
         )
     if out.exists():
         raise MergeError(f"{out}: is there already; choose another folder, or delete it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
+    size = sum(path.stat().st_size for path in theta_init.glob("*") if path.is_file())
+    make_room(out, size)
+    with writing(out, size), ExitStack() as stack:
         start, *runs = (_Checkpoint(folder) for folder in (theta_init, *thetas))
         for m, run in enumerate(runs, start=1):
             _same_tensors(start, run, m)
+        out.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(stack.enter_context(
             tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-")
         )) / "model"  # fmt: skip
@@ -105,9 +110,8 @@ def merge_files(
             for name in groups[group]:
                 file, offset = places[name]
                 for first, *ends in _pieces(name, start, runs):
-                    offset += _write(
-                        file, offset, _merged(start.tensors[name], first, ends, c, eta)
-                    )
+                    merged = _merged(start.tensors[name], first, ends, c, eta)
+                    offset += _write(file, offset, merged)
             return angles_of(gram)
 
         threads = stack.enter_context(ThreadPoolExecutor(THREADS))
@@ -159,6 +163,7 @@ class _Checkpoint:
     piece is unmapped behind its use, for it would count as the process's memory."""
 
     def __init__(self, folder: Path) -> None:
+        verify(folder)
         self.tensors: dict[str, _Stored] = {}
         for path in _files(folder):
             try:
@@ -232,7 +237,7 @@ def _copy_layout(source: Path, target: Path, stack: ExitStack) -> Mapping[str, t
     """Headers and all other files of a checkpoint; tensor name -> where its bytes belong."""
     places: dict[str, tuple[FileIO, int]] = {}
     for path in source.iterdir():
-        if path.suffix != SUFFIX and path.is_file():
+        if path.suffix != SUFFIX and path.name != SUMS and path.is_file():
             shutil.copy(path, target)
     for path in _files(source):
         with path.open("rb") as original:
@@ -258,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     try:
         angles = merge_files(**vars(options))
-    except (MergeError, OSError) as error:
+    except (MergeError, DamagedError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     upper = np.triu_indices(len(options.thetas), 1)

@@ -7,11 +7,10 @@ is sampled must be the policy whose gradient is taken.
 """
 
 import hashlib
+import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from warp_core.assets import PREFIX, asset_path, cache_dir
-from warp_core.config import ConfigError
+from warp_core.errors import ConfigError, DamagedError
+from warp_core.files import SUMS, appearing, make_room, verify
 
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE, STEPS_FILE = "model.safetensors", "steps.jsonl"
 transformers_logging.disable_progress_bar()  # a model loads in a second; many bars hide our own
 
 
@@ -55,6 +55,7 @@ def load_policy(spec: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         source = str(asset_path(spec) / "model.gguf")
     if source.endswith(".gguf"):
         source = str(_converted(Path(source)))
+    _check_folder(source, "policy")
     tokenizer = _load_tokenizer(source, "policy")
     model, info = _load(AutoModelForCausalLM, source, "policy", "a causal language model")
     _refuse_missing(info, "policy", spec, "a causal language model")
@@ -84,6 +85,7 @@ def load_classifier(
         ConfigError: there is no such model, it has no classification head, or no tokenizer.
     """
     source = str(asset_path(spec)) if spec.startswith(PREFIX) else spec
+    _check_folder(source, "reward_model")
     tokenizer = _load_tokenizer(source, "reward_model")
     head: dict[str, Any] = {} if labels is None else {"num_labels": labels}
     model, info = _load(AutoModelForSequenceClassification, source, "reward_model",
@@ -107,7 +109,7 @@ def _refuse_missing(info: Mapping[str, Any], key: str, spec: str, what: str) -> 
 
 
 def _load_tokenizer(source: str, key: str) -> PreTrainedTokenizerBase:
-    tokenizer = _from_pretrained(AutoTokenizer, source, key, "a tokenizer")
+    tokenizer = _attempt(AutoTokenizer, source, key, "a tokenizer")
     # Where its files are missing, transformers makes one up, of special tokens alone.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise ConfigError(
@@ -118,17 +120,20 @@ def _load_tokenizer(source: str, key: str) -> PreTrainedTokenizerBase:
 
 def _load(auto: Any, source: str, key: str, what: str, **options: Any) -> Any:
     """A float32 model, and which of its weights were missing."""
-    return _from_pretrained(auto, source, key, what, dtype=torch.float32, use_safetensors=True,
+    return _attempt(auto, source, key, what, dtype=torch.float32, use_safetensors=True,
                             output_loading_info=True, **options)  # fmt: skip
 
 
-def _from_pretrained(auto: Any, source: str, key: str, what: str, **options: Any) -> Any:
+def _check_folder(source: str, key: str) -> None:
     folder = Path(source)
     if source.startswith((".", "/", "~", "runs/")) and not folder.is_dir():
         raise ConfigError(f"{key}: {source!r} given; there is no such folder")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ConfigError(f"{key}: {source!r} given; the folder has no config.json")
-    return _attempt(auto, source, key, what, **options)
+    try:
+        verify(folder)
+    except DamagedError as error:
+        raise ConfigError(f"{key}: {source!r} given; {error}") from None
 
 
 def _attempt(auto: Any, source: str, key: str, what: str, **options: Any) -> Any:
@@ -184,56 +189,66 @@ def save_policy(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     theta: Mapping[str, Tensor] | None = None,
+    log: Path | None = None,
 ) -> None:
-    """Write a folder that `from_pretrained` reads; it appears whole or not at all.
+    """Write a folder that `from_pretrained` reads; it appears whole and sealed, or not at all.
 
     Args:
         theta: weights to write in place of the model's own.
+        log: a file that is kept with them, as steps.jsonl.
     """
     weights = weights_of(model) if theta is None else theta
     weights = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
     model.config.architectures = [type(model).__name__]  # other programs choose the class by it
-    with _appearing(folder) as staging:
+    with appearing(folder, total_bytes(weights)) as staging:
         save_file(weights, staging / WEIGHTS_FILE, metadata={"format": "pt"})
         model.config.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
+        if log:
+            shutil.copy(log, staging / STEPS_FILE)
 
 
-def copy_policy(source: Path, folder: Path) -> None:
-    """The same folder once more, by hard links where the disk has them: no file is ever rewritten."""
+def copy_policy(source: Path, folder: Path, log: Path) -> None:
+    """The same folder once more, with a log of its own.
 
-    def link(file: str, copy: str) -> None:
-        try:
-            os.link(file, copy)
-        except OSError:
-            shutil.copy2(file, copy)
+    By hard links where the disk has them: no file is ever rewritten.
+    """
+    with appearing(folder, log.stat().st_size) as staging:
+        for path in source.iterdir():
+            if path.name in (SUMS, STEPS_FILE):
+                continue
+            try:
+                os.link(path, staging / path.name)
+            except OSError:
+                make_room(folder, path.stat().st_size)
+                shutil.copy2(path, staging)
+        shutil.copy(log, staging / STEPS_FILE)
 
-    with _appearing(folder) as staging:
-        shutil.copytree(source, staging, copy_function=link, dirs_exist_ok=True)
 
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which then appears as `folder`, whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        staging = Path(temporary) / "model"
-        staging.mkdir()
-        yield staging
-        if folder.exists():  # of an attempt that ended before its results were whole
-            shutil.rmtree(folder)
-        staging.rename(folder)
+def total_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """What tensors take in a file, but for its header."""
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """θ of a folder that `save_policy` wrote, on the CPU."""
+    """θ of a folder that `save_policy` wrote, on the CPU; raises DamagedError where it is spoilt."""
+    verify(folder)
     return load_file(folder / WEIGHTS_FILE)
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """sha256 of all weights: equal for equal models, wherever they were loaded from."""
-    digest = hashlib.sha256()
+    """sha256 of a model's configuration and weights, wherever they were loaded from."""
+    digest = hashlib.sha256(_settings(model).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.cpu().contiguous().numpy())
     return digest.hexdigest()
+
+
+def _settings(model: PreTrainedModel) -> str:
+    """What the configuration says of the computation, as text."""
+    of_the_file = {"_name_or_path", "transformers_version", "dtype", "architectures"}
+    settings = model.config.to_dict()
+    return json.dumps(
+        {key: settings[key] for key in sorted(settings.keys() - of_the_file)}, default=str
+    )

@@ -23,6 +23,7 @@ ALMOST = 0.1  # of a curve's range: two curves closer than this almost coincide
 REPETITION_COLLAPSED = 0.5  # share of a text's words that it had already used
 DISTINCT_COLLAPSED = 0.5  # share of different completions
 EMPTY_COLLAPSED = 0.5  # share of completions without a word
+MOST = 0.5  # of a training batch: more equal or empty completions than that are told
 # Against θ_sft's text: so many times more repetition, or so much smaller a share of different pairs.
 REPETITION_POORER, PAIRS_POORER = 2.0, 0.8
 REPETITION_USUAL = 0.1  # less than that is no repetition to speak of
@@ -101,6 +102,7 @@ def parameters_table(config: WarpConfig) -> pd.DataFrame:
         ("Якорь", {"ema": "EMA политики", "sft": "SFT-модель"}[c.anchor]),
         ("Зерно запусков", "одно на всех" if c.shared_run_seed else "у каждого своё"),
         ("Точность обучения", c.precision),
+        *([("Остановка запуска при KL к якорю больше, нат", f"{c.max_kl:g}")] if c.max_kl else []),
     ]  # fmt: skip
     return pd.DataFrame(
         [(k, str(v).replace(".", ",")) for k, v in rows], columns=["Параметр", "Значение"]
@@ -146,9 +148,36 @@ def _known_angles(groups: Mapping[str, Any]) -> list[float]:
 def conclusion(summary: Mapping[str, Any], metrics: pd.DataFrame, config: WarpConfig) -> list[str]:
     """Russian sentences: did it move, did the curves coincide, did the reward change, is it text."""
     return [
-        movement(summary), *_coincidence(metrics, config), reward_sentence(summary),
-        _collapse(summary), _next_step(summary, config),
+        movement(summary), *health(metrics, config), *_coincidence(metrics, config),
+        reward_sentence(summary), _collapse(summary),
+        _next_step(summary, config, _stopped(metrics, config)),
     ]  # fmt: skip
+
+
+def health(metrics: pd.DataFrame, config: WarpConfig) -> list[str]:
+    """A sentence for each run that max_kl ended, or that answered most prompts alike or not at all."""
+    sentences, runs = [], dict[tuple[int, int], list[dict[str, Any]]]()
+    for row in metrics.to_dict("records"):
+        runs.setdefault((row["iteration"], row["run"]), []).append(row)
+    for (i, m), rows in sorted(runs.items()):
+        if rows[-1].get("stopped") is True:
+            kl, limit = number(rows[-1]["kl_anchor"]), number(config.max_kl)
+            sentences.append(
+                f"Запуск {m} итерации {i} остановлен на шаге {rows[-1]['step']}: KL к якорю {kl} нат "
+                f"больше max_kl = {limit}; взяты веса до последнего обновления."
+            )
+        for column, what in (("same", "ответы одинаковы"), ("empty", "ответы пусты")):
+            bad = [row for row in rows if row[column] > MOST]
+            if bad and config.batch_size > 1:
+                share = percent(bad[0][column])
+                sentences.append(f"Запуск {m} итерации {i}: с шага {bad[0]['step']} {what} у "
+                                 f"{share}\u00a0% батча, политика вырождается.")  # fmt: skip
+    return sentences
+
+
+def _stopped(metrics: pd.DataFrame, config: WarpConfig) -> bool:
+    """Whether max_kl ended a run."""
+    return len(metrics) < config.iterations * config.runs * config.steps
 
 
 def has_moved(summary: Mapping[str, Any]) -> bool:
@@ -208,6 +237,8 @@ def movement(summary: Mapping[str, Any]) -> str:
 
 
 def _coincidence(metrics: pd.DataFrame, config: WarpConfig) -> list[str]:
+    if _stopped(metrics, config):
+        return []
     curves = metrics.sort_values(["iteration", "run", "step"])["objective"].to_numpy()
     curves = curves.reshape(config.iterations, config.runs, config.steps)  # (I, M, T)
     sentences = []
@@ -264,9 +295,11 @@ def _collapse(summary: Mapping[str, Any]) -> str:
     return f"Текст не выродился: {facts}."
 
 
-def _next_step(summary: Mapping[str, Any], config: WarpConfig) -> str:
+def _next_step(summary: Mapping[str, Any], config: WarpConfig, stopped: bool) -> str:
     if has_collapsed(summary) or is_poorer(summary) or _larger_kl(summary) > FAR_NATS:
         return "Вывод: шаг слишком велик, lr нужно уменьшить."
+    if stopped:
+        return "Вывод: обучение остановил max_kl; нужен меньший lr или больший предел."
     if not has_moved(summary) and config.warmup_steps > config.steps:
         part = number(100 * config.steps / config.warmup_steps, 10)
         return (f"Вывод: прогрев длиннее запуска, lr дошёл лишь до {part}\u00a0% заданного; "

@@ -6,7 +6,6 @@ then read as a rating from −4 to 4.
 """
 
 import random
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,11 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from warp_core.config import ConfigError, RewardConfig
-from warp_core.models import fingerprint, load_classifier, save_policy
+from warp_core.config import RewardConfig
+from warp_core.errors import ConfigError
+from warp_core.files import (
+    append_jsonl,
+    make_room,
+    read_jsonl,
+    seal_json,
+    seal_jsonl,
+    sealed_json,
+    sealed_jsonl,
+    write_jsonl,
+)
+from warp_core.models import fingerprint, load_classifier, save_policy, total_bytes, weights_of
 from warp_core.prompts import Rated, rated_texts
-from warp_core.runs import append_jsonl, open_run, read_json, write_json, write_jsonl
+from warp_core.runs import check_run, open_run
 
+RESULTS = ("summary.json", "training.jsonl", "learning_curve.jsonl", "held_out.jsonl")
 SCORE_BATCH = 64
 NO_LIMIT = 1_000_000  # tokens; tokenizers that know of no limit name an astronomical number
 BUCKET = 16  # batches sorted by length together, so that little is spent on padding
@@ -136,12 +147,12 @@ def run_reward_model(config: RewardConfig) -> dict[str, Any]:
 
     Returns:
         What summary.json holds: accuracy (pairs whose ratings differ by more than CLOSE),
-        accuracy_all_pairs, correlation, rmse, each mean, stderr, n; train_sentences, seconds.
+        accuracy_all_pairs, correlation, rmse, each mean, stderr, n; train_sentences.
 
     Raises:
         ConfigError: the parameters, or what they name, cannot be used; nothing was created then.
     """
-    start, run_dir = time.monotonic(), config.folder
+    run_dir = config.folder
     train, held_out = rated_texts()
     train = train[: config.train_sentences or None]
     if len(train) < config.batch_size:
@@ -150,30 +161,43 @@ def run_reward_model(config: RewardConfig) -> dict[str, Any]:
     torch.manual_seed(config.seed)  # the head is drawn
     body, tokenizer = load_classifier(config.reward_body, labels=1)
     reward = RewardModel(body, tokenizer)
-    open_run(config.model_dump(), run_dir, {"body_sha256": fingerprint(body)})
-    if (run_dir / "summary.json").is_file():
-        return read_json(run_dir / "summary.json")
-    for log in ("training.jsonl", "learning_curve.jsonl"):
-        write_jsonl(run_dir / log, [])
+    about = config.model_dump(), run_dir, {"body_sha256": fingerprint(body)}
+    check_run(*about)
+    if all((run_dir / name).is_file() for name in RESULTS):
+        for name in RESULTS[1:]:
+            sealed_jsonl(run_dir / name)
+        return sealed_json(run_dir / RESULTS[0])
+    make_room(run_dir, total_bytes(weights_of(body)))
+    with open_run(*about):
+        return _train_and_measure(reward, train, held_out, config)
+
+
+def _train_and_measure(
+    reward: RewardModel, train: Sequence[Rated], held_out: Sequence[Rated], config: RewardConfig
+) -> dict[str, Any]:
+    run_dir = config.folder
+    logs = [run_dir / name for name in ("training.jsonl", "learning_curve.jsonl")]
+    for log in logs:
+        write_jsonl(log, [])
     ratings = np.array([r.rating for r in held_out])
     few = slice(0, CURVE_TEXTS)
 
     def on_step(row: dict[str, Any]) -> None:
-        append_jsonl(run_dir / "training.jsonl", row)
+        append_jsonl(logs[0], row)
         if row["step"] in (1, row["steps"]) or row["step"] % CURVE_STEPS == 0:
             reward.model.eval()
             scores = reward([r.text for r in held_out[few]]).numpy()
             accuracy = pairwise_accuracy(scores, ratings[few], CLOSE)
-            append_jsonl(
-                run_dir / "learning_curve.jsonl", {"step": row["step"], "accuracy": accuracy}
-            )
+            append_jsonl(logs[1], {"step": row["step"], "accuracy": accuracy})
             reward.model.train()
 
     train_reward_model(reward, train, config, on_step)
-    save_policy(reward.model, tokenizer, run_dir / "model")
+    save_policy(reward.model, reward.tokenizer, run_dir / "model")
+    for log in logs:
+        seal_jsonl(log, read_jsonl(log))
     scores = reward([r.text for r in held_out]).numpy()
     rows = zip(held_out, scores.tolist(), strict=True)
-    write_jsonl(run_dir / "held_out.jsonl", [r._asdict() | {"score": score} for r, score in rows])
+    seal_jsonl(run_dir / "held_out.jsonl", [r._asdict() | {"score": score} for r, score in rows])
     statistics: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
         "accuracy": lambda s, r: pairwise_accuracy(s, r, CLOSE),
         "accuracy_all_pairs": pairwise_accuracy,
@@ -185,8 +209,8 @@ def run_reward_model(config: RewardConfig) -> dict[str, Any]:
                "stderr": bootstrap_stderr(statistic, scores, ratings)}
         for name, statistic in statistics.items()
     }  # fmt: skip
-    summary |= {"train_sentences": len(train), "seconds": time.monotonic() - start}
-    write_json(run_dir / "summary.json", summary)
+    summary["train_sentences"] = len(train)
+    seal_json(run_dir / "summary.json", summary)
     return summary
 
 

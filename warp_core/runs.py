@@ -1,25 +1,37 @@
-"""The run folder: write, load, skip what is done.
+"""The run folder: open it, lock it, know what is done in it.
 
-params.yaml, meta.json, metrics.jsonl, summary.json, samples.jsonl, weights/ (README has the table).
-Files appear whole or not at all; the steps of a run are appended as they happen.
+params.yaml, meta.json, metrics.jsonl, summary.json, samples.jsonl, timing.json, weights/ (README has
+the table).
 """
 
-import json
 import os
 import platform
 import subprocess
-import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
-from warp_core.config import ConfigError
+from warp_core.errors import BusyError, ConfigError, DamagedError, Interrupted
+from warp_core.files import (
+    make_room,
+    read_json,
+    seal_json,
+    seal_text,
+    sealed_json,
+    sealed_text,
+    sweep,
+    write_json,
+)
+from warp_core.interrupts import terminated_as_interrupted
 
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
-NOT_COMPARED = {"title", "workers", "run_dir"}  # they change no number
+NOT_COMPARED = {"title", "workers", "run_dir", "checkpoint_every"}  # they change no number
 
 
 def project_root() -> Path:
@@ -37,93 +49,83 @@ def project_root() -> Path:
     )
 
 
-def write_text(path: Path, text: str) -> None:
-    """`write_bytes`, in UTF-8."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace the file at once; a reader sees the old or the new, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Strict JSON: NaN and infinities are refused by ValueError."""
-    text = json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False)
-    write_text(path, text + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """One JSON object a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Add one line, on disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; none if there is no file."""
-    if not path.is_file():
-        return []
-    # Not splitlines: a policy may write U+0085 or U+2028, which end a line there. What stands
-    # behind the last line end was cut off while it was written.
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
-
-
-def open_run(params: dict[str, Any], run_dir: Path, identity: dict[str, str]) -> None:
-    """Create the run folder, or check that the one that is there is of the same experiment.
+def check_run(params: dict[str, Any], run_dir: Path, identity: dict[str, str]) -> None:
+    """Raises ConfigError where the folder holds another experiment; lists what differs.
 
     Args:
-        params: flat parameters, for params.yaml.
+        params: flat parameters, as in params.yaml.
         identity: fingerprints of what the parameters name but do not hold: weights, prompts.
-
-    Raises:
-        ConfigError: the folder holds another experiment; lists what differs.
     """
-    if (run_dir / "params.yaml").is_file():
-        there = yaml.safe_load((run_dir / "params.yaml").read_text(encoding="utf-8"))
-        there |= read_json(run_dir / "meta.json")["identity"]
-        differences = [
-            f"  {key}: {there.get(key)!r} there, {value!r} asked for"
-            for key, value in (params | identity).items()
-            if key not in NOT_COMPARED and there.get(key) != value
-        ]
-        if differences:
-            raise ConfigError("\n".join([
-                f"run_dir: {str(run_dir)!r} holds another experiment:", *differences,
-                "choose another run_dir, or delete that folder",
-            ]))  # fmt: skip
+    if not (run_dir / "params.yaml").is_file():
+        if any((run_dir / name).exists() for name in ("summary.json", "metrics.jsonl", "weights")):
+            raise ConfigError(
+                f"run_dir: {str(run_dir)!r} is another run's folder (it has no params.yaml)"
+            )
         return
-    if any((run_dir / name).exists() for name in ("summary.json", "metrics.jsonl", "weights")):
-        raise ConfigError(
-            f"run_dir: {str(run_dir)!r} is another run's folder (it has no params.yaml)"
-        )
-    write_json(run_dir / "meta.json", describe_machine() | {"identity": identity})
-    write_text(run_dir / "params.yaml", yaml.safe_dump(params, allow_unicode=True, sort_keys=False))
+    try:
+        there = yaml.safe_load(sealed_text(run_dir / "params.yaml"))
+        there |= sealed_json(run_dir / "meta.json")["identity"]
+    except (DamagedError, OSError) as error:
+        raise DamagedError(f"{error}. It says what the folder holds: delete all of {run_dir}, or "
+                           "choose another run_dir") from None  # fmt: skip
+    differences = [
+        f"  {key}: {there.get(key)!r} there, {value!r} asked for"
+        for key, value in (params | identity).items()
+        if key not in NOT_COMPARED and there.get(key) != value
+    ]
+    if differences:
+        raise ConfigError("\n".join([
+            f"run_dir: {str(run_dir)!r} holds another experiment:", *differences,
+            "choose another run_dir, or delete that folder",
+        ]))  # fmt: skip
+
+
+@contextmanager
+def open_run(params: dict[str, Any], run_dir: Path, identity: dict[str, str]) -> Iterator[None]:
+    """Work in a run folder, alone: `check_run`, and a lock that does not outlive a killed process.
+
+    What killed processes had begun to write is removed, and the time that this one takes is added to
+    timing.json. Raises BusyError where another is at work; Ctrl-C and SIGTERM raise Interrupted.
+    """
+    check_run(params, run_dir, identity)
+    make_room(run_dir, 0)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run_dir / ".lock", timeout=0):
+            sweep(run_dir)
+            if not (run_dir / "params.yaml").is_file():
+                seal_json(run_dir / "meta.json", describe_machine() | {"identity": identity})
+                text = yaml.safe_dump(params, allow_unicode=True, sort_keys=False)
+                seal_text(run_dir / "params.yaml", text)
+            start, before = time.monotonic(), seconds_of(run_dir)
+            try:
+                with terminated_as_interrupted():
+                    yield
+            except KeyboardInterrupt as error:
+                if isinstance(error, Interrupted):  # it says more
+                    raise
+                raise Interrupted(f"{run_dir}: stopped; all that was done is kept, and the same "
+                                  "command goes on from there") from None  # fmt: skip
+            finally:
+                seconds = before + time.monotonic() - start
+                write_json(run_dir / "timing.json", {"seconds": seconds})
+    except Timeout:
+        raise BusyError(
+            f"run_dir: {str(run_dir)!r}: another process is at work in it; let it end first, or "
+            "choose another run_dir"
+        ) from None
+
+
+def seconds_of(run_dir: Path) -> float:
+    """What the folder's results have taken up to now, all attempts together."""
+    path = run_dir / "timing.json"
+    return float(read_json(path)["seconds"]) if path.is_file() else 0.0
 
 
 def load_summaries(runs_dir: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """summary.json of those of the named runs that are finished, in the order of the names."""
     paths = {name: runs_dir / name / "summary.json" for name in names}
-    found = {name: read_json(path) for name, path in paths.items() if path.is_file()}
+    found = {name: sealed_json(path) for name, path in paths.items() if path.is_file()}
     if not found:
         raise FileNotFoundError(
             f"{runs_dir}: none of {', '.join(paths)} is finished in it; run the experiments first"
@@ -132,16 +134,9 @@ def load_summaries(runs_dir: Path, names: Iterable[str]) -> dict[str, dict[str, 
 
 
 def describe_machine() -> dict[str, Any]:
-    """What the numbers were made with: versions, commit, device, cores."""
-    git = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-    ]
+    """What the numbers were made with: versions, commit, device, cores, threads."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty",
+           "--abbrev=12"]  # fmt: skip
     try:
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     except OSError:  # no git
@@ -157,6 +152,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "system": platform.platform(),
     }
 

@@ -1,6 +1,9 @@
 """The runs of an iteration side by side: how many fit into memory, and what if one of them dies."""
 
+import os
+import signal
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from typing import Any
 
 import psutil
@@ -8,7 +11,9 @@ import torch
 from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
 from transformers import PreTrainedModel
 
-from warp_core.config import ConfigError, WarpConfig
+from warp_core.config import WarpConfig
+from warp_core.errors import ConfigError
+from warp_core.interrupts import end_with_parent, terminated_as_interrupted
 
 GB = 1e9
 
@@ -24,16 +29,34 @@ def run_all(
 
     One worker is this process itself. Several are processes of their own, and one that dies takes no
     other with it: the others go on to their end.
+
+    Ctrl-C (and SIGTERM) reaches every call as a KeyboardInterrupt, and is raised here when all have
+    ended; a second one does not wait for them.
     """
     if workers == 1:
         return [_caught(function, each) for each in arguments]
-    executors = [ProcessPoolExecutor(max_workers=1) for _ in range(workers)]
+    executors = [ProcessPoolExecutor(max_workers=1, initializer=end_with_parent)
+                 for _ in range(workers)]  # fmt: skip
+    calls: list[Future[None]] = []
     try:
-        calls = [executors[i % workers].submit(function, *each) for i, each in enumerate(arguments)]
+        calls = [executors[i % workers].submit(_interruptible, function, each)
+                 for i, each in enumerate(arguments)]  # fmt: skip
         return [_died(call.exception()) for call in calls]
+    except KeyboardInterrupt:
+        for call in calls:
+            call.cancel()
+        for worker in [worker for executor in executors for worker in executor._processes.values()]:
+            os.kill(worker.pid, signal.SIGINT)
+        wait(call for call in calls if not call.cancelled())
+        raise
     finally:
         for executor in executors:
             executor.shutdown(wait=False, kill_workers=True)
+
+
+def _interruptible(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    with terminated_as_interrupted():
+        function(*arguments)
 
 
 def _caught(function: Callable[..., None], arguments: tuple[Any, ...]) -> Exception | None:

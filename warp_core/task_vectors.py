@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from warp_core.errors import MergeError
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Granularity = Literal["layer", "tensor", "model"]
 
@@ -27,10 +29,6 @@ PIECE = 1 << 18  # elements of a tensor that are merged at a time
 # The first number in a name, standing alone between dots, is the index of its block:
 # model.layers.3.mlp.up_proj.weight, transformer.h.0.attn.c_attn.weight, encoder.block.7.…
 _BLOCK = re.compile(r"^(.*?\.\d+)\.")
-
-
-class MergeError(ValueError):
-    """Weights that cannot be merged; the message names the tensors or the group."""
 
 
 def group_of(name: str, granularity: Granularity) -> str:

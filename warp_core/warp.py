@@ -9,9 +9,8 @@ computed again.
 import copy
 import hashlib
 import json
-import os
+import shutil
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +25,25 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warp_core.assets import AssetError
-from warp_core.config import ConfigError, FrontConfig, WarpConfig
+from warp_core.checkpoint import Checkpoint
+from warp_core.config import FrontConfig, WarpConfig
+from warp_core.errors import ConfigError, Interrupted, TrainingError
 from warp_core.evaluate import Completions, complete, evaluate_pair, front_summary
+from warp_core.files import (
+    appearing,
+    append_jsonl,
+    make_room,
+    read_jsonl,
+    seal_json,
+    seal_jsonl,
+    sealed_json,
+    sealed_jsonl,
+    verify,
+    write_jsonl,
+)
 from warp_core.merge import liti, slerp_with_angles
 from warp_core.models import (
+    STEPS_FILE,
     best_device,
     copy_policy,
     fingerprint,
@@ -37,16 +51,19 @@ from warp_core.models import (
     load_weights,
     save_policy,
     set_weights,
+    total_bytes,
     weights_of,
 )
 from warp_core.prompts import Prompts, load_prompts
 from warp_core.reward import NO_LIMIT, RewardModel, load_reward
 from warp_core.rollout import Rollout
-from warp_core.runs import append_jsonl, open_run, read_json, read_jsonl, write_json, write_jsonl
+from warp_core.runs import check_run, open_run
 from warp_core.side_by_side import Died, refuse_too_many, run_all
-from warp_core.train import TrainingError, train_run
+from warp_core.train import train_run
 
 FIELDS = ("tokens", "attention_mask", "completion_mask")  # of a Rollout
+RESULTS = ("summary.json", "metrics.jsonl", "samples.jsonl")
+COMPLETIONS = "completions.safetensors"
 
 
 class World:
@@ -128,22 +145,40 @@ def run_warp(config: WarpConfig, run_dir: Path | str | None = None) -> dict[str,
     Returns:
         What summary.json holds: sft_reward, warp_reward, reward_difference, kl_sft_warp,
         kl_warp_sft (each mean, stderr, n; KL in nats per completion), text, angles,
-        training_reward (mean over an iteration's batches, one for each), front, seconds.
+        training_reward (mean over an iteration's batches, one for each), front.
 
     Raises:
         ConfigError: the parameters, or what they name, cannot be used; nothing was created then.
         TrainingError: something was not finite; says at which iteration, run and step.
+        DamagedError: a result or weights are not what was written; says what to delete.
+        StorageError, BusyError: there is no room for it; another process is at work on it.
+        Interrupted: Ctrl-C or SIGTERM; the same call goes on.
     """
     run_dir = Path(run_dir or config.folder)
-    start = time.monotonic()
     world = World(config)
-    done = (run_dir / "summary.json").is_file()
-    if not done:
-        refuse_too_many(world.sft, config, world.prompt_tokens, workers_of(config))
-    open_run(config.model_dump(), run_dir, world.identity)
-    if done:
-        return read_json(run_dir / "summary.json")
+    about = config.model_dump(), run_dir, world.identity
+    if summary := _finished(*about):
+        return summary
+    refuse_too_many(world.sft, config, world.prompt_tokens, workers_of(config))
+    make_room(run_dir, _needed_on_disk(world, config, run_dir))
+    with open_run(*about):
+        return _finished(*about) or _run(world, config, run_dir)
 
+
+def _finished(
+    params: dict[str, Any], run_dir: Path, identity: dict[str, str]
+) -> dict[str, Any] | None:
+    """summary.json, if the experiment is done and its results are as they were written."""
+    check_run(params, run_dir, identity)
+    if not all((run_dir / name).is_file() for name in RESULTS):
+        return None
+    for name in RESULTS[1:]:
+        sealed_jsonl(run_dir / name)
+    return sealed_json(run_dir / RESULTS[0])
+
+
+def _run(world: World, config: WarpConfig, run_dir: Path) -> dict[str, Any]:
+    """Algorithm 1 and its evaluation, but for what is done."""
     theta_sft = weights_of(world.sft)
     angles: list[dict[str, Any]] = []
     theta_init: Mapping[str, Tensor] = theta_sft  # line 1
@@ -168,14 +203,20 @@ def run_warp(config: WarpConfig, run_dir: Path | str | None = None) -> dict[str,
             strict=True,
         )
     ]  # fmt: skip
-    write_jsonl(run_dir / "samples.jsonl", samples)
+    seal_jsonl(run_dir / "samples.jsonl", samples)
     summary = evaluate_pair(world.sft, warp, of_sft, of_warp, config)
-    summary |= {
-        "angles": angles, "training_reward": _training_reward(config, run_dir), "front": [],
-        "seconds": time.monotonic() - start,
-    }  # fmt: skip
-    write_json(run_dir / "summary.json", summary)
+    summary |= {"angles": angles, "training_reward": _training_reward(config, run_dir), "front": []}
+    seal_json(run_dir / "summary.json", summary)
     return summary
+
+
+def _needed_on_disk(world: World, config: WarpConfig, run_dir: Path) -> int:
+    """Bytes of the weights that are not there yet, and of each run's checkpoint: four of them."""
+    distinct = len(set(distinct_runs(config, 1).values()))
+    there = len(list((run_dir / "weights").rglob("model.safetensors")))
+    policies = max(0, config.iterations * (distinct + 2) - there)
+    states = 2 if 0 < config.checkpoint_every < config.steps else 1  # the new one beside the old
+    return total_bytes(weights_of(world.sft)) * (policies + 4 * states * workers_of(config))
 
 
 def run_front(
@@ -186,41 +227,46 @@ def run_front(
     """The output of Algorithm 1: {(1 − η)·θ_sft + η·θ_slerp^I}, evaluated at each η.
 
     Adds `front` and, for the last iteration's RL policies, `front_runs` to summary.json, as
-    `front_summary` gives them, and `front_seconds`. front.jsonl keeps what each evaluation prompt
+    `front_summary` gives them. front.jsonl keeps what each evaluation prompt
     gave; the points that it has are not evaluated again.
 
-    Raises ConfigError where the experiment has not been run.
+    Raises ConfigError where the experiment has not been run, and what `run_warp` raises.
     """
     run_dir = Path(run_dir or config.folder)
     if not (run_dir / "summary.json").is_file():
         raise ConfigError(f"run_dir: {str(run_dir)!r} has no finished experiment; run it first")
     world = World(config)
-    open_run(config.model_dump(), run_dir, world.identity)
-    summary = read_json(run_dir / "summary.json")
+    with open_run(config.model_dump(), run_dir, world.identity):
+        return _sweep_front(world, config, run_dir, etas)
+
+
+def _sweep_front(
+    world: World, config: WarpConfig, run_dir: Path, etas: Sequence[float]
+) -> dict[str, Any]:
+    summary = sealed_json(run_dir / "summary.json")
     folder = run_dir / "weights" / f"iteration_{config.iterations}"
     theta_sft = _cpu(weights_of(world.sft))
     theta_slerp = load_weights(folder / "slerp")
     of_sft = sft_completions(world, config, run_dir.parent / "sft")
-    points = read_jsonl(run_dir / "front.jsonl")
+    path = run_dir / "front.jsonl"
+    points = sealed_jsonl(path) if path.is_file() else []
 
     def add(name: dict[str, float], theta: Mapping[str, Tensor]) -> None:
-        start = time.monotonic()
         model = world.policy(theta)
         answers = complete(model, world.tokenizer, world.reward, world.prompts.evaluation, config,
                            reference=world.sft)  # fmt: skip
-        keep(name | {"rewards": answers.rewards, "kls": answers.kls,
-                     "seconds": time.monotonic() - start})  # fmt: skip
+        keep(name | {"rewards": answers.rewards, "kls": answers.kls})
 
     def keep(point: dict[str, Any]) -> None:
         points.append(point)
-        append_jsonl(run_dir / "front.jsonl", point)
+        seal_jsonl(path, points)
 
     for eta in tqdm(etas, desc="front", mininterval=5):
         if any(point.get("eta") == eta for point in points):
             continue
         if eta == 0:  # θ_sft itself
             zeros = [0.0] * len(of_sft.rewards)
-            keep({"eta": eta, "rewards": of_sft.rewards, "kls": zeros, "seconds": 0.0})
+            keep({"eta": eta, "rewards": of_sft.rewards, "kls": zeros})
         else:
             add({"eta": eta}, liti(theta_sft, theta_slerp, eta))
     for m, first in distinct_runs(config, config.iterations).items():
@@ -230,11 +276,11 @@ def run_front(
             add({"run": m}, load_weights(folder / f"run_{m}"))
         else:  # the same policy bit for bit
             same = next(point for point in points if point.get("run") == first)
-            keep(same | {"run": m, "seconds": 0.0})
-    summary |= front_summary(points, of_sft.rewards)
-    summary["front_seconds"] = sum(point["seconds"] for point in points)
-    write_json(run_dir / "summary.json", summary)
-    return summary
+            keep(same | {"run": m})
+    swept = summary | front_summary(points, of_sft.rewards)
+    if swept != summary:
+        seal_json(run_dir / "summary.json", swept)
+    return swept
 
 
 def run_seed(config: WarpConfig, iteration: int, run: int) -> int:
@@ -284,23 +330,33 @@ def _train_runs(config: WarpConfig, run_dir: Path, iteration: int) -> None:
                 raise error
         for m, first in runs.items():
             if m != first and not _run_folder(run_dir, iteration, m).is_dir():
-                log = read_jsonl(_log_path(run_dir, iteration, first))
-                write_jsonl(_log_path(run_dir, iteration, m), [row | {"run": m} for row in log])
-                copy_policy(*(_run_folder(run_dir, iteration, run) for run in (first, m)))
+                log = _log_path(run_dir, iteration, m)
+                rows = _rows(run_dir, iteration, first)
+                write_jsonl(log, [row | {"run": m} for row in rows])
+                copy_policy(_run_folder(run_dir, iteration, first),
+                            _run_folder(run_dir, iteration, m), log)  # fmt: skip
+    except KeyboardInterrupt:
+        at = ", ".join(f"run {m} behind step {len(_rows(run_dir, iteration, m))}" for m in distinct)
+        raise Interrupted(f"{config.name}, iteration {iteration}: stopped, {at}; all of it is kept, "
+                          "and the same command goes on from there") from None  # fmt: skip
     finally:  # what was logged stays, whatever happened
         rows = [
             row
             for i in range(1, iteration + 1)
             for m in range(1, config.runs + 1)
-            for row in read_jsonl(_log_path(run_dir, i, m))
+            for row in _rows(run_dir, i, m)
         ]
-        write_jsonl(run_dir / "metrics.jsonl", rows)
+        seal_jsonl(run_dir / "metrics.jsonl", rows)
+    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
 
 
 def _train_one(config: WarpConfig, run_dir: Path, iteration: int, run: int, threads: int) -> None:
     """Run m of iteration i, from θ_init on disk to θ^m on disk."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    log = _log_path(run_dir, iteration, run)
+    states = run_dir / "checkpoints" / f"iteration_{iteration}_run_{run}"
+    checkpoint = Checkpoint(states, log, config.checkpoint_every)
     try:
         prompts = load_prompts(config)
         reward = load_reward(config.reward_model, config.positive_label)
@@ -309,19 +365,28 @@ def _train_one(config: WarpConfig, run_dir: Path, iteration: int, run: int, thre
         )
         policy, tokenizer = load_policy(start)  # line 4
         anchor = copy.deepcopy(policy) if config.anchor == "ema" else load_policy(config.policy)[0]
-        log = _log_path(run_dir, iteration, run)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.unlink(missing_ok=True)
         train_run(
             policy, anchor, tokenizer, reward, prompts.train, config,
             seed=run_seed(config, iteration, run),
             on_step=lambda row: append_jsonl(log, {"iteration": iteration, "run": run} | row),
+            checkpoint=checkpoint,
         )  # fmt: skip
-        save_policy(policy, tokenizer, _run_folder(run_dir, iteration, run))
+        save_policy(policy, tokenizer, _run_folder(run_dir, iteration, run), log=log)
     except TrainingError as error:
-        raise TrainingError(f"{config.name}, iteration {iteration}, run {run}, {error}") from None
+        kept = f". The state behind step {checkpoint.saved} is kept" if checkpoint.saved else ""
+        raise TrainingError(
+            f"{config.name}, iteration {iteration}, run {run}, {error}{kept}"
+        ) from None
     finally:
         torch.set_num_threads(before)
+
+
+def _rows(run_dir: Path, iteration: int, run: int) -> list[dict[str, Any]]:
+    """The steps of a run, from its folder once it is whole, from its log until then."""
+    folder = _run_folder(run_dir, iteration, run)
+    if folder.is_dir():
+        return sealed_jsonl(folder / STEPS_FILE)
+    return read_jsonl(_log_path(run_dir, iteration, run))
 
 
 def _run_folder(run_dir: Path, iteration: int, run: int) -> Path:
@@ -373,21 +438,21 @@ def sft_completions(world: World, config: WarpConfig, folder: Path) -> Completio
     asked = [config.seed, config.temperature, config.max_new_tokens, config.positive_label,
              world.prompts.evaluation]  # fmt: skip
     key = hashlib.sha256(json.dumps([world.identity, asked]).encode()).hexdigest()[:24]
-    path = folder / f"{key}.safetensors"
+    path = folder / key
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):  # another experiment may be making them just now
-        if not path.is_file():
+    with FileLock(folder / f"{key}.lock"):  # another experiment may be making them just now
+        if not path.is_dir():
             made = complete(
                 world.sft, world.tokenizer, world.reward, world.prompts.evaluation, config
             )
             tensors = {"rewards": torch.tensor(made.rewards, dtype=torch.float64)}
             for i, rollout in enumerate(made.rollouts):
                 tensors |= {f"{i}.{name}": tensor.cpu() for name, tensor in vars(rollout).items()}
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            save_file(tensors, temporary)
-            temporary.replace(path)
+            with appearing(path, total_bytes(tensors)) as staging:
+                save_file(tensors, staging / COMPLETIONS)
             return made
-    tensors = load_file(path, device=str(world.sft.device))
+    verify(path)
+    tensors = load_file(path / COMPLETIONS, device=str(world.sft.device))
     batches = sum(name.endswith(".tokens") for name in tensors)
     rollouts = [Rollout(*(tensors[f"{i}.{name}"] for name in FIELDS)) for i in range(batches)]
     texts = [text for rollout in rollouts for text in rollout.texts(world.tokenizer)]
@@ -395,7 +460,7 @@ def sft_completions(world: World, config: WarpConfig, folder: Path) -> Completio
 
 
 def _training_reward(config: WarpConfig, run_dir: Path) -> list[float]:
-    rows = read_jsonl(run_dir / "metrics.jsonl")
+    rows = sealed_jsonl(run_dir / "metrics.jsonl")
     iterations = range(1, config.iterations + 1)
     return [
         float(np.mean([row["reward"] for row in rows if row["iteration"] == i])) for i in iterations

@@ -1,0 +1,259 @@
+"""Long fault tests: `make torture`. Kills, interrupts and damages whole programs, and compares.
+
+Each fault is injected into a program of its own, with processes and notebooks as a person has them;
+the same command is then run again, and every number and weight is compared with those of a program
+that nothing disturbed. Prints a table: faults injected, survived, bytes lost. Exit status 1 if one
+was not survived.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import tiny
+import yaml
+from safetensors.torch import load_file
+
+from warp_core.files import read_jsonl
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENT = {
+    "iterations": 2, "runs": 2, "steps": 6, "lr": 1e-2, "batch_size": 8, "prompt_words": 3,
+    "max_new_tokens": 8, "eval_prompts": 16, "workers": 2, "checkpoint_every": 2,
+}  # fmt: skip
+RUN = """
+import json, sys
+from warp_core.config import WarpConfig
+from warp_core.warp import run_front, run_warp
+config = WarpConfig(**json.loads(sys.argv[1]))
+run_warp(config)
+run_front(config)
+"""
+BUILD = """
+import sys
+from pathlib import Path
+from reports.build import main
+sys.exit(main([], Path(sys.argv[1])))
+"""
+
+
+# What a DamagedError tells to delete.
+NAMED = re.compile(r"Error: (\S+): is .*; delete it,|the folder (\S+), and|delete all of (\S+),")
+Fault = Callable[[subprocess.Popen[bytes], Path], None]
+
+
+def start(command: list[str], said: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said,
+                            start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "2"})  # fmt: skip
+
+
+def finish(command: list[str]) -> None:
+    """Run to the end, as a person does who deletes what the program says is damaged."""
+    for _ in range(5):
+        child = start(command, subprocess.PIPE)
+        said = child.communicate(timeout=300)[1].decode()
+        named = NAMED.search(next((x for x in said.splitlines() if "DamagedError" in x), ""))
+        if child.returncode == 0 or not named:
+            break
+        path = Path(next(filter(None, named.groups())))
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if child.returncode:
+        raise RuntimeError(f"{command[-1][:200]}: {said[-2000:]}")
+
+
+def kill(child: subprocess.Popen[bytes], _: Path) -> None:
+    """The program alone; whom it had started must end by themselves."""
+    child.kill()
+    child.wait()
+
+
+def kill_all(child: subprocess.Popen[bytes], _: Path) -> None:
+    """As when the machine loses its power."""
+    for process in [*psutil.Process(child.pid).children(recursive=True), psutil.Process(child.pid)]:
+        process.kill()
+    child.wait()
+
+
+def kill_a_child(child: subprocess.Popen[bytes], _: Path) -> None:
+    """One process that it has started, as the kernel does when memory is short; else itself."""
+    children = psutil.Process(child.pid).children(recursive=True)
+    victims = [
+        process for process in children if "resource_tracker" not in " ".join(process.cmdline())
+    ]
+    random.choice(victims or [psutil.Process(child.pid)]).kill()
+    child.wait(120)
+
+
+def interrupt(number: signal.Signals) -> Fault:
+    def send(child: subprocess.Popen[bytes], _: Path) -> None:
+        child.send_signal(number)
+        child.wait(120)
+
+    return send
+
+
+def damage(child: subprocess.Popen[bytes], folder: Path) -> None:
+    """Killed, and then one of its files is cut at some place, or has one bit changed."""
+    kill_all(child, folder)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
+    if not files:
+        return
+    path = random.choice(files)
+    data = bytearray(path.read_bytes())
+    place = random.randrange(len(data))
+    if random.random() < 0.5:
+        data[place] ^= 1 << random.randrange(8)
+        path.write_bytes(data)
+    else:
+        path.write_bytes(data[:place])
+    print(f"damaged: {path.relative_to(folder)}", flush=True)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """What must be the same: weights, numbers, texts; the times of metrics left out."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.name == "model.safetensors":
+            tensors = load_file(path)
+            found[name] = b"".join(tensors[key].numpy().tobytes() for key in sorted(tensors))
+        elif path.name in ("summary.json", "samples.jsonl", "front.jsonl"):
+            found[name] = path.read_bytes()
+        elif path.name == "metrics.jsonl":
+            rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl(path)]
+            found[name] = json.dumps(rows).encode()
+    return found
+
+
+def lost(ours: dict[str, bytes], theirs: dict[str, bytes]) -> int:
+    """Bytes that are not there, or not the same."""
+    count = 0
+    for name in ours.keys() | theirs.keys():
+        a, b = ours.get(name, b""), theirs.get(name, b"")
+        count += sum(x != y for x, y in zip(a, b, strict=False)) + abs(len(a) - len(b))
+    return count
+
+
+def project(folder: Path, params: dict[str, Any]) -> Path:
+    """A report of one experiment and its front."""
+    for name in ("notebooks", "reports", "params"):
+        (folder / name).mkdir(parents=True)
+    for name in ("experiment", "pareto_front"):
+        shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", folder / "notebooks")
+    (folder / "params" / "base.yaml").write_text(yaml.safe_dump(params))
+    minutes = {"minutes": 1, "smoke_minutes": 1}
+    run = [minutes | {"id": "one", "notebook": "experiment.ipynb", "params": ["base.yaml"],
+                      "reads": ["{id}/samples.jsonl"]},
+           minutes | {"id": "front", "notebook": "pareto_front.ipynb", "run_dir": "one",
+                      "reads": ["one/summary.json"], "after": ["one"]}]  # fmt: skip
+    plan = {"title": "T", "run": run, "report": ["one", "front"], "picture": "front"}
+    (folder / "reports" / "sections.yaml").write_text(yaml.safe_dump(plan))
+    return folder
+
+
+@dataclass
+class Program:
+    """Something that is run, and what it leaves in `below` where nothing disturbs it."""
+
+    name: str
+    command: Callable[[Path], list[str]]
+    below: str
+    folder: Path
+
+    def __post_init__(self) -> None:
+        undisturbed = self.folder / self.name
+        begin = time.monotonic()
+        finish(self.command(undisturbed))
+        self.seconds = time.monotonic() - begin
+        self.wanted = content(undisturbed / self.below)
+
+
+def torture(program: Program, name: str, fault: Fault, times: int) -> dict[str, Any]:
+    """Inject the fault at so many moments spread over the program, each in a fresh folder."""
+    row = {"fault": f"{program.name}: {name}", "injected": 0, "survived": 0, "of": times, "lost": 0}
+    for k in range(times):
+        begin = time.monotonic()
+        fresh = program.folder / f"{program.name}_{k}"
+        command = program.command(fresh)
+        child = start(command)
+        time.sleep(program.seconds * (k + random.random()) / times)
+        if child.poll() is None:
+            fault(child, fresh / program.below)
+            row["injected"] += 1
+        try:
+            finish(command)
+            missing = lost(content(fresh / program.below), program.wanted)
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            print(error, file=sys.stderr)
+            missing = sum(map(len, program.wanted.values()))
+        row["survived"] += missing == 0
+        row["lost"] += missing
+        shutil.rmtree(fresh)
+        print(f"{row['fault']}: {k + 1} of {times}, bytes lost {row['lost']}, "
+              f"{time.monotonic() - begin:.0f} s", flush=True)  # fmt: skip
+    return row
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--times", type=int, default=10, help="faults of each kind (default 10)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    random.seed(options.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        world = Path(temporary)
+        tokenizer = tiny.make_tokenizer()
+        params = EXPERIMENT | {
+            "policy": str(tiny.save(tiny.make_policy("llama", len(tokenizer)), tokenizer,
+                                    world / "policy")),
+            "reward_model": str(tiny.save(tiny.make_reward_model(len(tokenizer), ["reward"]),
+                                          tiny.make_tokenizer(pad=True), world / "reward")),
+            "prompts": str(tiny.write_prompts(world / "prompts.txt")),
+        }  # fmt: skip
+
+        def script(folder: Path) -> list[str]:
+            config = params | {"run_dir": str(folder / "run")}
+            return [sys.executable, "-c", RUN, json.dumps(config)]
+
+        def report(folder: Path) -> list[str]:
+            if not folder.exists():
+                project(folder, params)
+            return [sys.executable, "-c", BUILD, str(folder)]
+
+        experiment = Program("experiment", script, "run", world)
+        build = Program("report", report, "runs", world)
+        ctrl_c, terminate = interrupt(signal.SIGINT), interrupt(signal.SIGTERM)
+        many, some = options.times, options.times // 2
+        rows = [
+            torture(experiment, "SIGKILL", kill, many),
+            torture(experiment, "power failure", kill_all, many),
+            torture(experiment, "a process of its own killed", kill_a_child, some),
+            torture(experiment, "Ctrl-C", ctrl_c, some),
+            torture(experiment, "SIGTERM", terminate, some),
+            torture(experiment, "a damaged file", damage, many),
+            torture(build, "SIGKILL", kill, some),
+            torture(build, "power failure", kill_all, some),
+            torture(build, "Ctrl-C", ctrl_c, some),
+        ]
+    print(f"\n{'fault':34} {'injected':>9} {'survived':>15} {'bytes lost':>11}")
+    for row in rows:
+        print(f"{row['fault']:34} {row['injected']:9} {row['survived']:9} of {row['of']:2}"
+              f"{row['lost']:6}")  # fmt: skip
+    return int(any(row["survived"] < row["of"] for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
