@@ -51,7 +51,9 @@ sys.exit(main([], Path(sys.argv[1])))
 
 
 # What a DamagedError tells to delete.
-NAMED = re.compile(r"Error: (\S+): is .*; delete it,|the folder (\S+), and|delete all of (\S+),")
+NAMED = re.compile(
+    r"^\S*DamagedError: (\S+): is [^;]*; .*delete (it|all of \S+|the folder \S+),", re.M
+)
 Fault = Callable[[subprocess.Popen[bytes], Path], None]
 
 
@@ -65,10 +67,10 @@ def finish(command: list[str]) -> None:
     for _ in range(5):
         child = start(command, subprocess.PIPE)
         said = child.communicate(timeout=300)[1].decode()
-        named = NAMED.search(next((x for x in said.splitlines() if "DamagedError" in x), ""))
+        named = NAMED.search(said)
         if child.returncode == 0 or not named:
             break
-        path = Path(next(filter(None, named.groups())))
+        path = Path(named[1] if named[2] == "it" else named[2].split()[-1])
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     if child.returncode:
         raise RuntimeError(f"{command[-1][:200]}: {said[-2000:]}")

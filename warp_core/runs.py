@@ -66,8 +66,8 @@ def check_run(params: dict[str, Any], run_dir: Path, identity: dict[str, str]) -
         there = yaml.safe_load(sealed_text(run_dir / "params.yaml"))
         there |= sealed_json(run_dir / "meta.json")["identity"]
     except (DamagedError, OSError) as error:
-        raise DamagedError(f"{error}. It says what the folder holds: delete all of {run_dir}, or "
-                           "choose another run_dir") from None  # fmt: skip
+        raise DamagedError(f"{str(error).partition(';')[0]}; it says what the folder holds: delete "
+                           f"all of {run_dir}, or choose another run_dir") from None  # fmt: skip
     differences = [
         f"  {key}: {there.get(key)!r} there, {value!r} asked for"
         for key, value in (params | identity).items()
