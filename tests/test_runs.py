@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from warp_core import warp
+from warp_core import runs, warp
 from warp_core.config import WarpConfig
 from warp_core.errors import BusyError, ConfigError, DamagedError, StorageError, TrainingError
 from warp_core.files import (
@@ -153,7 +153,8 @@ with open_run({}, Path(sys.argv[1]), {}):
 """
 
 
-def test_a_second_process_is_refused_until_the_first_one_is_killed(tmp_path):
+def test_a_second_process_is_refused_until_the_first_one_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "PATIENCE", 0.1)
     child = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], text=True,
                              stdout=subprocess.PIPE)  # fmt: skip
     assert child.stdout

@@ -123,9 +123,13 @@ def sealed_json(path: Path) -> Any:
     return json.loads(_sealed(path))
 
 
-def sealed_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a sealed JSON-lines file; DamagedError where it is not what was written."""
-    return _rows(_sealed(path))
+def sealed_jsonl(path: Path, folder: Path | None = None) -> list[dict[str, Any]]:
+    """The rows of a sealed JSON-lines file; DamagedError where it is not what was written.
+
+    Args:
+        folder: that it is a part of, if it cannot be made again without it.
+    """
+    return _rows(_sealed(path, folder))
 
 
 def _seal(path: Path, data: bytes) -> None:
@@ -137,14 +141,21 @@ def _seal(path: Path, data: bytes) -> None:
     _write_sums(path.parent, sums | {path.name: [new]})
 
 
-def _sealed(path: Path) -> bytes:
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() not in _sums(path.parent).get(path.name, []):
-        raise DamagedError(
-            f"{path}: is not what was written (its sha256 is not the one in {SUMS}); delete it, and "
-            "the command that made it makes it again"
-        )
+def _sealed(path: Path, folder: Path | None = None) -> bytes:
+    data = path.read_bytes() if path.is_file() else None
+    if data is None or hashlib.sha256(data).hexdigest() not in _sums(path.parent).get(
+        path.name, []
+    ):
+        raise _damaged(path, folder)
     return data
+
+
+def _damaged(path: Path, folder: Path | None) -> DamagedError:
+    fault = f"is not what was written ({SUMS} says so)" if path.is_file() else "is missing"
+    what = f"the folder {folder}" if folder else "it" if path.is_file() else f"all of {path.parent}"
+    return DamagedError(
+        f"{path}: {fault}; delete {what}, and the command that made it makes it again"
+    )
 
 
 def _sums(folder: Path) -> dict[str, list[str]]:
@@ -197,9 +208,7 @@ def verify(folder: Path) -> None:
     for name, digests in _sums(folder).items():
         path = folder / name
         if not path.is_file() or _digest(path) not in digests:
-            fault = "is not what was written" if path.is_file() else "is missing"
-            raise DamagedError(f"{path}: {fault}; delete the folder {folder}, and the command that "
-                               "made it makes it again")  # fmt: skip
+            raise _damaged(path, folder)
 
 
 def sweep(folder: Path) -> None:

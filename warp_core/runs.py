@@ -31,6 +31,7 @@ from warp_core.files import (
 from warp_core.interrupts import terminated_as_interrupted
 
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
+PATIENCE = 10  # seconds; the processes of one that was killed need a moment to end
 NOT_COMPARED = {"title", "workers", "run_dir", "checkpoint_every"}  # they change no number
 
 
@@ -91,7 +92,7 @@ def open_run(params: dict[str, Any], run_dir: Path, identity: dict[str, str]) ->
     make_room(run_dir, 0)
     run_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(run_dir / ".lock", timeout=0):
+        with FileLock(run_dir / ".lock", timeout=PATIENCE):
             sweep(run_dir)
             if not (run_dir / "params.yaml").is_file():
                 seal_json(run_dir / "meta.json", describe_machine() | {"identity": identity})

@@ -385,7 +385,7 @@ def _rows(run_dir: Path, iteration: int, run: int) -> list[dict[str, Any]]:
     """The steps of a run, from its folder once it is whole, from its log until then."""
     folder = _run_folder(run_dir, iteration, run)
     if folder.is_dir():
-        return sealed_jsonl(folder / STEPS_FILE)
+        return sealed_jsonl(folder / STEPS_FILE, folder)
     return read_jsonl(_log_path(run_dir, iteration, run))
 
 
