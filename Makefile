@@ -19,7 +19,7 @@ help:
 	@echo "make report     models, data, all experiments, reports/warp_report.html; goes on where it stopped"
 	@echo "make smoke      the same at tiny sizes, in runs/smoke"
 	@echo "make test       all tests"
-	@echo "make torture    programs killed, interrupted and damaged at a hundred moments; half an hour"
+	@echo "make torture    programs killed, interrupted and damaged at 60 moments; 40 minutes"
 	@echo "make lint       ruff, pyright, notebooks stored without outputs"
 	@echo "make bench      TRL and mergekit into environments of their own, then reports/performance.json"
 	@echo "make clean      remove caches and runs/smoke"

@@ -24,13 +24,11 @@ from warp_core.files import (
     read_jsonl,
     seal_json,
     seal_jsonl,
-    sealed_json,
-    sealed_jsonl,
     write_jsonl,
 )
 from warp_core.models import fingerprint, load_classifier, save_policy, total_bytes, weights_of
 from warp_core.prompts import Rated, rated_texts
-from warp_core.runs import check_run, open_run
+from warp_core.runs import check_run, finished, open_run
 
 RESULTS = ("summary.json", "training.jsonl", "learning_curve.jsonl", "held_out.jsonl")
 SCORE_BATCH = 64
@@ -163,13 +161,11 @@ def run_reward_model(config: RewardConfig) -> dict[str, Any]:
     reward = RewardModel(body, tokenizer)
     about = config.model_dump(), run_dir, {"body_sha256": fingerprint(body)}
     check_run(*about)
-    if all((run_dir / name).is_file() for name in RESULTS):
-        for name in RESULTS[1:]:
-            sealed_jsonl(run_dir / name)
-        return sealed_json(run_dir / RESULTS[0])
+    if summary := finished(run_dir, RESULTS):
+        return summary
     make_room(run_dir, total_bytes(weights_of(body)))
     with open_run(*about):
-        return _train_and_measure(reward, train, held_out, config)
+        return finished(run_dir, RESULTS) or _train_and_measure(reward, train, held_out, config)
 
 
 def _train_and_measure(

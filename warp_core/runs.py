@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -79,6 +79,15 @@ def check_run(params: dict[str, Any], run_dir: Path, identity: dict[str, str]) -
             f"run_dir: {str(run_dir)!r} holds another experiment:", *differences,
             "choose another run_dir, or delete that folder",
         ]))  # fmt: skip
+
+
+def finished(run_dir: Path, results: Sequence[str]) -> dict[str, Any] | None:
+    """What the first of the result files holds, if all are there; DamagedError if one is spoilt."""
+    if not all((run_dir / name).is_file() for name in results):
+        return None
+    for name in results[1:]:
+        sealed_text(run_dir / name)
+    return sealed_json(run_dir / results[0])
 
 
 @contextmanager

@@ -57,7 +57,7 @@ from warp_core.models import (
 from warp_core.prompts import Prompts, load_prompts
 from warp_core.reward import NO_LIMIT, RewardModel, load_reward
 from warp_core.rollout import Rollout
-from warp_core.runs import check_run, open_run
+from warp_core.runs import check_run, finished, open_run
 from warp_core.side_by_side import Died, refuse_too_many, run_all
 from warp_core.train import train_run
 
@@ -157,24 +157,13 @@ def run_warp(config: WarpConfig, run_dir: Path | str | None = None) -> dict[str,
     run_dir = Path(run_dir or config.folder)
     world = World(config)
     about = config.model_dump(), run_dir, world.identity
-    if summary := _finished(*about):
+    check_run(*about)
+    if summary := finished(run_dir, RESULTS):
         return summary
     refuse_too_many(world.sft, config, world.prompt_tokens, workers_of(config))
     make_room(run_dir, _needed_on_disk(world, config, run_dir))
     with open_run(*about):
-        return _finished(*about) or _run(world, config, run_dir)
-
-
-def _finished(
-    params: dict[str, Any], run_dir: Path, identity: dict[str, str]
-) -> dict[str, Any] | None:
-    """summary.json, if the experiment is done and its results are as they were written."""
-    check_run(params, run_dir, identity)
-    if not all((run_dir / name).is_file() for name in RESULTS):
-        return None
-    for name in RESULTS[1:]:
-        sealed_jsonl(run_dir / name)
-    return sealed_json(run_dir / RESULTS[0])
+        return finished(run_dir, RESULTS) or _run(world, config, run_dir)
 
 
 def _run(world: World, config: WarpConfig, run_dir: Path) -> dict[str, Any]:
