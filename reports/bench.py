@@ -197,7 +197,7 @@ def trl(config: BenchConfig, folder: Path, prompts: Path, threads: int, precisio
 def peers_environment() -> dict[str, str]:
     """Without what our package sets for itself: a peer is measured as it is by default."""
     ours = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_",
-            "OPENBLAS_NUM_THREADS")  # fmt: skip
+            "OPENBLAS_NUM_THREADS", "MKL_CBWR")  # fmt: skip
     return {key: value for key, value in os.environ.items() if key not in ours}
 
 

@@ -119,3 +119,21 @@ def test_bf16_has_float32s_gradient_and_logprobs_on_the_real_policy():
     assert ((half - full).abs() / y.completion_mask.sum(dim=1) < 0.05).all()
     a, b = (torch.cat([g.flatten() for g in of.values()]).double() for of in (of_full, of_half))
     assert a @ b / (a.norm() * b.norm()) > 0.999
+
+
+def test_the_number_of_threads_changes_no_bit_on_the_real_policy():
+    """See MKL_CBWR in `warp_core`: without it they do, in the attention to eight tokens or more."""
+    model, tokenizer = load_policy("asset:smollm2-135m-instruct")
+    prompts, before, results = ["The film is a", "Great fun"] * 2, torch.get_num_threads(), []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        try:
+            y, tape = taped(model, tokenizer, prompts, 8)
+            with tape.replaying():
+                logprobs, of = gradient(model, y)
+        finally:
+            torch.set_num_threads(before)
+        results.append((logprobs, torch.cat([g.flatten() for g in of.values()])))
+    for logprobs, flat in results[1:]:
+        assert torch.equal(logprobs, results[0][0])
+        assert torch.equal(flat, results[0][1])

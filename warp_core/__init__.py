@@ -25,3 +25,6 @@ os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**40))
 # NumPy's dots of a merge's short pieces gain nothing from threads that wait by spinning, and with one
 # thread they give the same bits on any number of cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# MKL's small products, those of the attention while decoding, have other last bits in a thread's own
+# buffer. Asked to, it gives the same bits with any number of threads, no slower (LOG.md, 2026-11-23).
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")

@@ -114,7 +114,7 @@ class WarpConfig(Parameters):
     """η: LITI update rate of the loop (line 13)."""
     lr: LearningRate = 1e-6
     """Adam's learning rate."""
-    warmup_steps: Annotated[Integer, Field(ge=0)] = 0
+    warmup_steps: Annotated[Integer, Field(ge=0, le=1_000_000_000)] = 0
     """Steps over which lr grows linearly; 0: none. More than T is allowed."""
     batch_size: Annotated[Integer, Field(ge=1, le=100_000)] = 16
     """B: prompts of a step, one completion each."""

@@ -405,11 +405,14 @@ def _progress(
     finished = threading.Event()
 
     def watch() -> None:
-        total = len(runs) * config.steps
-        with tqdm(total=total, desc=f"{config.name}, i = {iteration}", mininterval=5) as bar:
+        def done() -> int:
+            return sum(len(read_jsonl(log)) for log in logs)
+
+        with tqdm(desc=f"{config.name}, i = {iteration}", total=len(runs) * config.steps,
+                  initial=done(), mininterval=5) as bar:  # fmt: skip
             while True:
                 last = finished.wait(1)
-                bar.update(sum(len(read_jsonl(log)) for log in logs) - bar.n)
+                bar.update(done() - bar.n)
                 if last:
                     return
 
