@@ -45,7 +45,8 @@ from warp_core.config import (
     load_params,
     unknown_parameter,
 )
-from warp_core.files import read_json, write_bytes, write_text
+from warp_core.errors import DamagedError, StorageError
+from warp_core.files import sealed_json, write_bytes
 from warp_core.runs import seconds_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -295,7 +296,7 @@ def _start(section: Section) -> Running:
     command += [part for file in section.files for part in ("-f", str(file))]
     command += [part for pair in section.folders.items() for part in ("-r", *pair)]
     # One that runs in a lane has its share of the cores, whether or not another is beside it: the
-    # last bits of its numbers depend on it.
+    # last bits of its numbers may depend on it.
     share = {} if section.alone else {"OMP_NUM_THREADS": str(max(1, CORES // LANES))}
     log = tempfile.TemporaryFile()  # noqa: SIM115 (`_finish` closes it)
     # Its own session: Ctrl-C reaches this process alone, which then stops the others in order.
@@ -388,7 +389,8 @@ def provenance(project: Project) -> str:
     """When, from which commit and in how long the numbers were made; in Russian."""
     folders = [project.runs / section.id for section in project.sections]
     seconds = sum(seconds_of(folder) for folder in folders)
-    commits = {read_json(f / "meta.json")["commit"] for f in folders if (f / "meta.json").is_file()}
+    paths = [folder / "meta.json" for folder in folders]
+    commits = {sealed_json(path)["commit"] for path in paths if path.is_file()}
     ended = max(_read(section.executed).metadata["papermill"]["end_time"]
                 for section in project.sections if section.executed.is_file())  # fmt: skip
     year, month, day = ended[:10].split("-")
@@ -417,10 +419,10 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         with FileLock(project.runs / ".build.lock", timeout=0):
             if not options.only_compile:
                 run_sections(project.sections)
-            page = compile_report(project)
-            new = not project.page.is_file() or project.page.read_text(encoding="utf-8") != page
+            page = compile_report(project).encode()
+            new = not project.page.is_file() or project.page.read_bytes() != page
             if new:
-                write_text(project.page, page)
+                write_bytes(project.page, page)
                 write_bytes(project.page.with_name("results.png"), picture(project))
             print(f"{'report' if new else 'nothing to do, all is done'}: {project.page}")
     except Timeout:
@@ -429,6 +431,9 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     except ReportError as error:
         print(error, file=sys.stderr)
         return error.code
+    except (DamagedError, StorageError) as error:
+        print(error, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nstopped; all that was done is kept, the same command goes on", file=sys.stderr)
         return 130

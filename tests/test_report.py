@@ -27,8 +27,9 @@ PNG = base64.b64decode(
 )
 ORDER = "from pathlib import Path\nwith open('order.txt', 'a') as file:\n    file.write('{}\\n')\n"
 REWARD = """
+from warp_core.files import seal_json
 Path(run_dir).mkdir(parents=True, exist_ok=True)
-Path(run_dir, "timing.json").write_text('{"seconds": 60}')
+seal_json(Path(run_dir, "timing.json"), {"seconds": 60})
 Path(run_dir, "summary.json").write_text("{}")
 Path(run_dir, "training.jsonl").write_text('{"step": 5, "steps": 5}\\n')
 if Path("broken").exists():
@@ -38,13 +39,14 @@ FIGURE = f"from IPython.display import Image, display\ndisplay(Image(data={PNG!r
 EXPERIMENT = f"""
 import html, json
 from IPython.display import HTML, Image, Markdown, display
+from warp_core.files import seal_json
 folder = Path(run_dir)
 (folder / "steps").mkdir(parents=True, exist_ok=True)
 (folder / "steps" / "iteration_1_run_1.jsonl").write_text("{{}}\\n" * 3)
 (folder / "samples.jsonl").write_text(str(lr))
-(folder / "timing.json").write_text('{{"seconds": 120}}')
+seal_json(folder / "timing.json", {{"seconds": 120}})
 (folder / "summary.json").write_text("{{}}")
-(folder / "meta.json").write_text('{{"commit": "abc123"}}')
+seal_json(folder / "meta.json", {{"commit": "abc123"}})
 print("printed by the cell")
 display(HTML("<table><tr><td>" + html.escape({MODEL_TEXT!r}) + "</td></tr></table>"))
 display(Image(data={PNG!r}, format="png"), metadata={{"image/png": {{"alt": 'a "curve"'}}}})
@@ -314,6 +316,20 @@ def test_two_builds_at_once_are_refused(copy: Path, capsys: pytest.CaptureFixtur
     with FileLock(copy / "runs/.build.lock"):
         assert build.main([], copy) == 2
     assert "another build is at work" in capsys.readouterr().err
+
+
+def test_what_is_damaged_is_named_or_made_again(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, meta = copy / "reports/warp_report.html", copy / "runs/one/meta.json"
+    whole = page.read_bytes()
+    page.write_bytes(b"\xff" + whole[:1000])
+    assert build.main([], copy) == 0
+    assert page.read_bytes() == whole
+    meta.write_bytes(meta.read_bytes()[:-3])
+    assert build.main([], copy) == 1
+    assert f"{meta}: is not what was written" in capsys.readouterr().err
+    assert page.read_bytes() == whole
 
 
 def test_status_line_counts_steps_and_time(

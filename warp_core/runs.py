@@ -20,13 +20,11 @@ from filelock import FileLock, Timeout
 from warp_core.errors import BusyError, ConfigError, DamagedError, Interrupted
 from warp_core.files import (
     make_room,
-    read_json,
     seal_json,
     seal_text,
     sealed_json,
     sealed_text,
     sweep,
-    write_json,
 )
 from warp_core.interrupts import terminated_as_interrupted
 
@@ -118,7 +116,7 @@ def open_run(params: dict[str, Any], run_dir: Path, identity: dict[str, str]) ->
                                   "command goes on from there") from None  # fmt: skip
             finally:
                 seconds = before + time.monotonic() - start
-                write_json(run_dir / "timing.json", {"seconds": seconds})
+                seal_json(run_dir / "timing.json", {"seconds": seconds})
     except Timeout:
         raise BusyError(
             f"run_dir: {str(run_dir)!r}: another process is at work in it; let it end first, or "
@@ -129,7 +127,7 @@ def open_run(params: dict[str, Any], run_dir: Path, identity: dict[str, str]) ->
 def seconds_of(run_dir: Path) -> float:
     """What the folder's results have taken up to now, all attempts together."""
     path = run_dir / "timing.json"
-    return float(read_json(path)["seconds"]) if path.is_file() else 0.0
+    return float(sealed_json(path)["seconds"]) if path.is_file() else 0.0
 
 
 def load_summaries(runs_dir: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
