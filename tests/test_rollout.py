@@ -114,6 +114,19 @@ def test_completions_are_drawn_from_the_softmax(temperature):
     assert chi_square < 72.1  # 99.9 % quantile of χ² with 39 degrees of freedom
 
 
+def test_each_word_of_several_blocks_is_drawn_as_often_as_its_probability():
+    """Pearson's χ² over a vocabulary of three blocks, the last of them not full."""
+    words, draws = 600, 60_000
+    logits = torch.randn(words, generator=seeded(3))
+    wanted = torch.softmax(logits, dim=0) * draws
+    drawn = rollout.draw(logits.expand(draws, words), seeded())
+    counts = drawn.flatten().bincount(minlength=words)
+    assert len(counts) == words > 2 * rollout.BLOCK
+    assert wanted.min() > 2
+    chi_square = ((counts - wanted) ** 2 / wanted).sum().item()
+    assert chi_square < 711.7  # 99.9 % quantile of χ² with 599 degrees of freedom
+
+
 def test_policies_that_hardly_differ_draw_the_same_from_the_same_numbers():
     logits = 3 * torch.randn(400, 5000, generator=seeded(1))
     moved = logits + 1e-4 * torch.randn(logits.shape, generator=seeded(2))
