@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -69,7 +69,20 @@ def load_policy(spec: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             f"policy: {spec!r} given; its tokenizer knows {len(tokenizer)} tokens, its model only "
             f"{model.get_input_embeddings().num_embeddings}: they do not belong together"
         )
+    if type(head := model.get_output_embeddings()) is nn.Linear:
+        head.__class__ = OutputLayer
     return model.to(best_device()).eval(), tokenizer
+
+
+class OutputLayer(nn.Linear):
+    """A policy's last layer, which gives its logits in float32 under autocast too.
+
+    bf16 knows logits near 16 to 0.06 alone; log-probabilities were wrong by up to 0.13 nats a token.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
 
 
 def load_classifier(

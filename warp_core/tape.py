@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from warp_core.models import OutputLayer
+
 
 class Tape:
     """The outputs of a model's linear layers along a rollout.
@@ -30,7 +32,7 @@ class Tape:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.layers = [m for m in model.modules() if type(m) in (nn.Linear, Conv1D)]
+        self.layers = [m for m in model.modules() if type(m) in (nn.Linear, OutputLayer, Conv1D)]
         self.outputs: dict[nn.Module, Tensor] = {}  # (B, length, features), the first `used` filled
         self.used: dict[nn.Module, int] = {}
 
