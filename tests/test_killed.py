@@ -200,13 +200,14 @@ spoilings = pytest.mark.parametrize("spoil", [flip, cut, Path.unlink])
 
 
 @spoilings
-@pytest.mark.parametrize("name", ["state.safetensors", "steps.jsonl"])
+@pytest.mark.parametrize("name", ["state.safetensors", "steps.jsonl", files.SUMS])
 def test_a_damaged_checkpoint_is_named_and_passed_over(spoil, name, undisturbed, tmp_path):
     config = undisturbed.model_copy(update={"run_dir": str(tmp_path / "run")})
     killed_at(config, "warp_core.train.sample", 3)
     (path,) = (config.folder / "checkpoints").rglob(name)
     spoil(path)
-    with pytest.warns(UserWarning, match=f"passed over, and computed anew: .*{name}: is "):
+    named = r"(state.safetensors|steps.jsonl)" if name == files.SUMS else name
+    with pytest.warns(UserWarning, match=f"passed over, and computed anew: .*{named}.*: is "):
         run_warp(config)
     run_front(config, etas=ETAS)
     expect_same(config, undisturbed)

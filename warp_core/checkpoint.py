@@ -59,7 +59,7 @@ class Checkpoint:
         rows: list[dict[str, Any]] = []
         for step in reversed(self._steps()):
             try:
-                verify(self._path(step))
+                verify(self._path(step), STATE, STEPS_FILE)
             except DamagedError as error:
                 warnings.warn(f"passed over, and computed anew: {error}", stacklevel=2)
                 continue

@@ -200,12 +200,14 @@ def appearing(folder: Path, size: int) -> Iterator[Path]:
         _to_disk(folder.parent)
 
 
-def verify(folder: Path) -> None:
+def verify(folder: Path, *names: str) -> None:
     """Raises DamagedError where a file of a sealed folder is not what was written.
 
-    A folder without SHA256SUMS, as from a hub, is passed.
+    Args:
+        names: files that must have a checksum; without any, a folder from a hub is passed.
     """
-    for name, digests in _sums(folder).items():
+    needed: dict[str, list[str]] = {name: [] for name in names}
+    for name, digests in (needed | _sums(folder)).items():
         path = folder / name
         if not path.is_file() or _digest(path) not in digests:
             raise _damaged(path, folder)

@@ -245,7 +245,7 @@ def total_bytes(tensors: Mapping[str, Tensor]) -> int:
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
     """θ of a folder that `save_policy` wrote, on the CPU; raises DamagedError where it is spoilt."""
-    verify(folder)
+    verify(folder, WEIGHTS_FILE)
     return load_file(folder / WEIGHTS_FILE)
 
 

@@ -443,7 +443,7 @@ def sft_completions(world: World, config: WarpConfig, folder: Path) -> Completio
             with appearing(path, total_bytes(tensors)) as staging:
                 save_file(tensors, staging / COMPLETIONS)
             return made
-    verify(path)
+    verify(path, COMPLETIONS)
     tensors = load_file(path / COMPLETIONS, device=str(world.sft.device))
     batches = sum(name.endswith(".tokens") for name in tensors)
     rollouts = [Rollout(*(tensors[f"{i}.{name}"] for name in FIELDS)) for i in range(batches)]
