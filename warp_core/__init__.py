@@ -1,9 +1,8 @@
 """WARP: Weight Averaged Rewarded Policies (arXiv 2406.16768).
 
-Imports run one way: errors -> files, interrupts (what must survive a kill) -> config, assets ->
-models, prompts, reward, runs (the run folder) -> rollout, tape, merge, checkpoint -> train ->
-evaluate, side_by_side -> warp; merge and merge_files stand on task_vectors; plots and narrative
-(Russian tables and sentences) beside.
+The files at the top are the paper; read them in the order rollout, train, merge, evaluate, warp.
+Imports run one way: store (bytes, names, dictionaries) <- world (models, prompts, rewards) <- engine
+(where things are computed) <- config, rollout, merge <- train <- evaluate <- warp.
 
 Shapes, here and in every module:
     B  completions of a batch        P  prompt tokens, padded on the left

@@ -1,84 +1,111 @@
-"""Rewards and KLs of policies, with their standard errors.
+"""Rewards and KLs of policies, text statistics, and their standard errors.
 
-KL(p‖q) is in nats per completion: completions are sampled from p, at each of their tokens the
-exact KL over the whole vocabulary is taken, and these are summed over the completion (the
-Rao-Blackwellised estimate: never negative, far less noisy than the sampled log-ratio). The logits
-are float32, the sum over the vocabulary float64: in float32 its rounding alone is 1e-6 nats.
-Both policies of a pair answer the same prompts with the same random numbers, so equal policies give
-equal completions, and the difference of their rewards is a paired one.
+KL(p‖q) is in nats per completion: at each token of completions sampled from p the exact KL over the
+whole vocabulary, summed over the completion (the Rao-Blackwellised estimate: never negative, far less
+noisy than the sampled log-ratio), in float64, for float32's rounding alone is 1e-6 nats. Policies
+answer the same prompts with the same random numbers, so differences of rewards are paired.
 """
 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from warp_core.config import WarpConfig
-from warp_core.rollout import Rollout, completion_logits, encode_prompts, end_token, sample
+from warp_core.rollout import Rollout, completion_logits, sample
+from warp_core.store.errors import EvaluationError
+from warp_core.store.files import sealed_jsonl, verify, write_jsonl
 from warp_core.train import Reward
+from warp_core.world.models import encode_prompts, end_token
 
 BATCH = 64
+ROLLOUTS = "rollouts.safetensors"
+Estimate = dict[str, float | int]
 
 
 @dataclass(frozen=True)
 class Completions:
-    """What a policy answered to the evaluation prompts."""
+    """What a policy answered to the evaluation prompts, one completion each."""
 
     rollouts: list[Rollout]
     texts: list[str]
     rewards: list[float]
     kls: list[float]
-    """KL(policy‖reference) of each prompt, nats per completion; empty without a reference."""
+    """KL(policy‖reference) of each prompt, nats per completion."""
+
+    def save(self, folder: Path) -> None:
+        """Texts, rewards and KLs as rows; tokens and masks as tensors."""
+        columns = zip(self.texts, self.rewards, self.kls, strict=True)
+        rows = [{"text": text, "reward": reward, "kl": kl} for text, reward, kl in columns]
+        write_jsonl(folder / "answers.jsonl", rows)
+        batches = ((i, *pair) for i, y in enumerate(self.rollouts) for pair in vars(y).items())
+        save_file({f"{i}.{name}": tensor.cpu() for i, name, tensor in batches}, folder / ROLLOUTS)
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "Completions":
+        """What `save` wrote; raises DamagedError where it is not that."""
+        rows = sealed_jsonl(folder / "answers.jsonl", folder)
+        verify(folder, ROLLOUTS)
+        of, names = load_file(folder / ROLLOUTS, str(device)), [f.name for f in fields(Rollout)]
+        rollouts = [Rollout(*(of[f"{i}.{n}"] for n in names)) for i in range(len(of) // len(names))]
+        return cls(rollouts, *([row[key] for row in rows] for key in ("text", "reward", "kl")))
 
 
 @torch.no_grad()
 def complete(
-    model: PreTrainedModel,
+    policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     reward: Reward,
     prompts: Sequence[str],
-    config: WarpConfig,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
     reference: PreTrainedModel | None = None,
 ) -> Completions:
-    """One completion and its reward for each prompt; with a reference, the KL to it too."""
+    """One completion of each prompt, its reward, and the KL to the reference (None: itself, so 0).
+
+    Policies that are compared get one seed. Raises EvaluationError where something is not finite.
+    """
     rollouts: list[Rollout] = []
     kls: list[float] = []
     for start in range(0, len(prompts), BATCH):
         # A seed for each batch: how long one lasts must not change what the next one draws.
-        generator = torch.Generator(model.device).manual_seed(config.seed + 1_000_003 * (start + 1))
-        batch = encode_prompts(tokenizer, prompts[start : start + BATCH], model.device)
-        logits: list[Tensor] | None = None if reference is None else []
-        rollout = sample(model, *batch, config.max_new_tokens, end_token(tokenizer), generator,
-                         config.temperature, logits)  # fmt: skip
-        rollouts.append(rollout)
-        if reference is not None and logits is not None:
-            of_reference = completion_logits(reference, rollout, config.temperature)  # (B, N, V)
-            kl = sequence_kl(torch.stack(logits, dim=1), of_reference, rollout.completion_mask)
-            kls += _finite(kl.tolist())
-    texts = [text for rollout in rollouts for text in rollout.texts(tokenizer)]
+        generator = torch.Generator(policy.device).manual_seed(seed + 1_000_003 * (start + 1))
+        batch = encode_prompts(tokenizer, prompts[start : start + BATCH], policy.device)
+        logits: list[Tensor] = []
+        drawn_from = None if reference is None else logits
+        end = end_token(tokenizer)
+        y = sample(policy, *batch, max_new_tokens, end, generator, temperature, drawn_from)
+        rollouts.append(y)
+        kl = torch.zeros(len(y.tokens))  # (B,)
+        if reference is not None:
+            of_reference = completion_logits(reference, y, temperature)  # (B, N, V)
+            kl = sequence_kl(torch.stack(logits, dim=1), of_reference, y.completion_mask)
+        kls += _finite("KL", kl)
+    texts = [text for y in rollouts for text in y.texts(tokenizer)]
     rewards = reward([p + t for p, t in zip(prompts, texts, strict=True)])
-    if not torch.isfinite(rewards).all():
-        raise FloatingPointError("evaluation: a reward is not finite; look at the reward model")
-    return Completions(rollouts, texts, rewards.tolist(), kls)
+    return Completions(rollouts, texts, _finite("reward", rewards), kls)
 
 
 def sequence_kl(logits_p: Tensor, logits_q: Tensor, mask: Tensor) -> Tensor:
     """KL(p‖q) summed over each completion: (B,) nats, float64.
 
     Args:
-        logits_p, logits_q: (B, N, V), of both policies along the same completions, drawn from p.
+        logits_p, logits_q: (B, N, V), along the same completions, drawn from p.
         mask: (B, N) bool, which tokens belong to the completion.
     """
 
     def token_kl(p: Tensor, q: Tensor) -> Tensor:  # (N, V) logits -> (N,)
         logp, logq = (torch.log_softmax(logits, dim=-1, dtype=torch.float64) for logits in (p, q))
-        return (logp.exp() * (logp - logq)).sum(dim=-1)
+        terms = logp.exp() * (logp - logq)
+        return terms.masked_fill_(logp == -math.inf, 0.0).sum(dim=-1)  # 0·log 0 = 0
 
     # One completion at a time: float64 of a whole batch would be gigabytes.
     kl = torch.stack([token_kl(p, q) for p, q in zip(logits_p, logits_q, strict=True)])  # (B, N)
@@ -87,65 +114,38 @@ def sequence_kl(logits_p: Tensor, logits_q: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def policy_kl(
-    p: PreTrainedModel, q: PreTrainedModel, of_p: Completions, config: WarpConfig
+    p: PreTrainedModel, q: PreTrainedModel, of_p: Sequence[Rollout], temperature: float
 ) -> list[float]:
-    """KL(p‖q) of each evaluation prompt, nats per completion."""
-    kls: list[float] = []
-    for rollout in of_p.rollouts:
-        logits_p = completion_logits(p, rollout, config.temperature)  # (B, N, V)
-        logits_q = completion_logits(q, rollout, config.temperature)
-        kls += _finite(sequence_kl(logits_p, logits_q, rollout.completion_mask).tolist())
-    return kls
+    """KL(p‖q) along each completion of p, nats; raises EvaluationError where one is not finite."""
+    kls = []
+    for y in of_p:
+        logits_p, logits_q = (completion_logits(each, y, temperature) for each in (p, q))
+        kls.append(sequence_kl(logits_p, logits_q, y.completion_mask))
+    return _finite("KL", torch.cat(kls))
 
 
-def _finite(kls: list[float]) -> list[float]:
-    if not all(map(math.isfinite, kls)):
-        raise FloatingPointError("evaluation: a KL is not finite; the policy's logits overflow")
-    return kls
+def _finite(what: str, values: Tensor) -> list[float]:
+    if not torch.isfinite(values).all():
+        raise EvaluationError(f"a {what} is not finite: logits overflow, or the reward model fails")
+    return values.tolist()
 
 
-def evaluate_pair(
-    sft: PreTrainedModel,
-    warp: PreTrainedModel,
-    of_sft: Completions,
-    of_warp: Completions,
-    config: WarpConfig,
-) -> dict[str, Any]:
-    """Rewards and KLs of two policies that answered the same prompts; of_warp with KLs to sft.
-
-    Returns sft_reward, warp_reward, reward_difference (warp − sft, paired by prompt), kl_sft_warp
-    and kl_warp_sft, each as `estimate` gives it, and the `text_statistics` of both.
-    """
-    return {
-        "sft_reward": estimate(of_sft.rewards),
-        "warp_reward": estimate(of_warp.rewards),
-        "reward_difference": estimate(np.subtract(of_warp.rewards, of_sft.rewards)),
-        "kl_sft_warp": estimate(policy_kl(sft, warp, of_sft, config)),
-        "kl_warp_sft": estimate(of_warp.kls),
-        "text": {"sft": text_statistics(of_sft.texts), "warp": text_statistics(of_warp.texts)},
-    }
-
-
-def front_summary(
-    points: Sequence[Mapping[str, Any]], of_sft: Sequence[float]
-) -> dict[str, list[dict[str, Any]]]:
+def front_summary(points: Sequence[Mapping[str, Any]], of_sft: Sequence[float]) -> dict[str, Any]:
     """The front and the RL runs beside it, from what each evaluation prompt gave.
 
     Args:
-        points: a row an evaluated policy: its `eta` or its `run`, `rewards` and `kls` (KL(π‖sft),
-            nats per completion), one for each evaluation prompt.
+        points: of each policy its `eta` or its `run`, and by prompt its `rewards` and `kls` to θ_sft.
         of_sft: θ_sft's rewards on the same prompts.
 
     Returns:
         front: by η, each eta, reward, kl, gain (reward − θ_sft's, paired by prompt); front_runs: by
-        run, each run and the same, and front_above: the front's reward at the run's KL, linear
-        between its points, minus the run's, paired by prompt; null beyond the front's ends.
+        run the same, and front_above: the front's reward at the run's KL, linear between its points,
+        minus the run's, paired by prompt; null beyond the front's ends.
     """
 
     def described(point: Mapping[str, Any], name: str) -> dict[str, Any]:
-        return {name: point[name], "reward": estimate(point["rewards"]),
-                "kl": estimate(point["kls"]),
-                "gain": estimate(np.subtract(point["rewards"], of_sft))}  # fmt: skip
+        gain, kl = estimate(np.subtract(point["rewards"], of_sft)), estimate(point["kls"])
+        return {name: point[name], "reward": estimate(point["rewards"]), "kl": kl, "gain": gain}
 
     swept = sorted((p for p in points if "eta" in p), key=lambda p: p["eta"])
     runs = sorted((p for p in points if "run" in p), key=lambda p: p["run"])
@@ -155,9 +155,7 @@ def front_summary(
     }
 
 
-def _above(
-    swept: Sequence[Mapping[str, Any]], run: Mapping[str, Any]
-) -> dict[str, float | int] | None:
+def _above(swept: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> Estimate | None:
     kl = float(np.mean(run["kls"]))
     by_kl = sorted(swept, key=lambda p: float(np.mean(p["kls"])))
     for low, high in itertools.pairwise(by_kl):
@@ -169,29 +167,7 @@ def _above(
     return None
 
 
-def estimate(values: Sequence[float] | np.ndarray) -> dict[str, float | int]:
+def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     """Mean, its standard error (of independent values), and their number n ≥ 2."""
-    n = len(values)
-    return {"mean": float(np.mean(values)), "stderr": float(np.std(values, ddof=1) / math.sqrt(n)),
-            "n": n}  # fmt: skip
-
-
-def text_statistics(texts: Sequence[str]) -> dict[str, float]:
-    """What a reward does not see of a collapse; all shares lie from 0 to 1.
-
-    Returns:
-        words: mean number of words; repetition: share of a text's words that it already used,
-        mean over texts; distinct: share of different texts; distinct_pairs: share of different
-        pairs of neighbouring words among all of them (distinct-2 of Li et al. 2016; 1 where there
-        are none); empty: share of texts without a word.
-    """
-    words = [text.lower().split() for text in texts]
-    pairs = [pair for w in words for pair in itertools.pairwise(w)]
-    repetition = [1 - len(set(w)) / len(w) for w in words if w]
-    return {
-        "words": float(np.mean([len(w) for w in words])),
-        "repetition": float(np.mean(repetition)) if repetition else 0.0,
-        "distinct": len(set(texts)) / len(texts),
-        "distinct_pairs": len(set(pairs)) / len(pairs) if pairs else 1.0,
-        "empty": sum(not w for w in words) / len(words),
-    }
+    n, stderr = len(values), np.std(values, ddof=1) / math.sqrt(len(values))
+    return {"mean": float(np.mean(values)), "stderr": float(stderr), "n": n}

@@ -1,38 +1,54 @@
-"""EMA, LERP, SLERP, LITI and the angles between task vectors: pure functions of weights in memory.
+"""EMA (line 9), SLERP (line 12, Eq. 26), LITI (line 13), LERP, and the angles of task vectors.
 
-Weights are `Mapping[str, Tensor]`, in and out. The paper's equations (arXiv 2406.16768): EMA (line
-9), SLERP (line 12) with its recursion for M > 2 (Eq. 26), LITI (line 13). SLERP's arithmetic, and
-what shares an angle, is in `task_vectors`; it runs on the CPU.
+Weights are `Mapping[str, Tensor]`, in and out, or lie in files, whatever their size:
+
+    python -m warp_core.merge THETA_INIT RUN_1 RUN_2 … --out FOLDER [--eta 0.5]
+
+All of it acts on task vectors δ_m = θ^m − θ_init (the cosine of whole weights is above 0.999, where
+SLERP is LERP), in two passes over the tensors of a group that shares an angle:
+1. the M × M Gram matrix of the δ's, accumulated in float64;
+2. θ_init + Σ_m c_m·δ_m. Every step of the recursion slerp_m = slerp(slerp_{m−1}, θ^m, λ = 1/m) is a
+   linear combination of the δ's, so the Gram matrix alone gives its coefficients c, and the angles.
+A group is one transformer layer, all tensors of its block together, or a tensor outside the blocks.
+(The paper says "layer by layer".) NumPy does it, on the CPU: the command does not wait for torch.
 """
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from warp_core.task_vectors import (
-    PIECE,
-    Array,
-    Granularity,
-    MergeError,
-    angles_of,
-    combine_piece,
-    gram_of_piece,
-    group_of,
-    lerp_coefficients,
-    slerp_coefficients,
-)
+from warp_core.store import tensors
+from warp_core.store.errors import DamagedError, MergeError
+from warp_core.store.files import appearing
+from warp_core.store.tensors import Array, Readers, is_float
 
-Weights = Mapping[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Weights = Mapping[str, Tensor]
+
+Granularity = Literal["layer", "tensor", "model"]
+Coefficients = Callable[[Array, str], Sequence[float]]  # Gram matrix, group's name -> c (M,)
+
+PARALLEL = 1e-6  # radians: sin(λΩ)/sin Ω differs from its limit λ by less than Ω²
+OPPOSITE = 1e-6  # radians short of π
+THREADS = 2  # the arithmetic of two keeps up with the memory
 
 
-@torch.no_grad()
 def ema_update_(theta_ema: Weights, theta: Weights, mu: float) -> None:
     """θ_ema ← (1 − μ)·θ_ema + μ·θ, in place (line 9). Integer tensors are copied."""
     for name, tensor in theta.items():
         if tensor.is_floating_point():
-            theta_ema[name].lerp_(tensor, mu)
+            theta_ema[name].detach().lerp_(tensor.detach(), mu)
         else:
             theta_ema[name].copy_(tensor)
 
@@ -40,17 +56,9 @@ def ema_update_(theta_ema: Weights, theta: Weights, mu: float) -> None:
 def lerp(
     theta_init: Weights, thetas: Sequence[Weights], lam: float | None = None
 ) -> dict[str, Tensor]:
-    """θ_init + Σ_m λ_m·(θ^m − θ_init).
-
-    Args:
-        lam: weight of the second of two, the first has 1 − λ; None: 1/M each.
-
-    Raises:
-        MergeError: the weights do not fit together, or `lam` is given and M ≠ 2.
-    """
-    _check(theta_init, thetas)
+    """θ_init + Σ_m λ_m·(θ^m − θ_init): 1/M each, or 1 − `lam` and `lam`. MergeError as `slerp`."""
     c = lerp_coefficients(lam, len(thetas))
-    return _combine(theta_init, thetas, dict.fromkeys(theta_init, c))
+    return _in_memory(theta_init, thetas, lambda gram, group: c)[0]
 
 
 def slerp(
@@ -61,145 +69,256 @@ def slerp(
 ) -> dict[str, Tensor]:
     """SLERP of the task vectors, added to θ_init; for M > 2 the recursion of Eq. 26.
 
+    Parallel or zero task vectors have no angle; they are interpolated linearly, which is the limit.
+
     Args:
         thetas: M ≥ 1 of them; M = 1 gives θ¹.
-        lam: weight of the second of two, None: 1/M.
-        granularity: what shares an angle: a transformer "layer", a "tensor", or the whole "model".
+        lam: weight of the second of two; None: 1/M.
+        granularity: what shares an angle.
 
-    Raises:
-        MergeError: names, shapes or types differ, a weight is NaN or infinite, two task vectors of
-            a group are exactly opposite, or `lam` is given and M ≠ 2.
-
-    Parallel or zero task vectors have no angle; they are interpolated linearly, which is the limit.
+    Raises MergeError where names, shapes or integers differ, a weight is not finite, two task vectors
+    of a group are exactly opposite, or `lam` is given and M ≠ 2.
     """
-    return slerp_with_angles(theta_init, thetas, lam, granularity)[0]
-
-
-def slerp_with_angles(
-    theta_init: Weights,
-    thetas: Sequence[Weights],
-    lam: float | None = None,
-    granularity: Granularity = "layer",
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What `slerp` and `task_angles` give, from one pass over the weights for both."""
-    grams, groups = _grams(theta_init, thetas, granularity)
-    c = {group: slerp_coefficients(gram, lam, group) for group, gram in grams.items()}
-    merged = _combine(theta_init, thetas, {name: c[group] for name, group in groups.items()})
-    return merged, _angles(grams)
+    return _in_memory(theta_init, thetas, _slerp(lam, len(thetas)), granularity)[0]
 
 
 def liti(theta_init: Weights, theta_slerp: Weights, eta: float) -> dict[str, Tensor]:
     """(1 − η)·θ_init + η·θ_slerp (line 13, and the front with θ_sft as θ_init)."""
-    _check(theta_init, [theta_slerp])
-    return _combine(theta_init, [theta_slerp], {name: [eta] for name in theta_init})
+    return _in_memory(theta_init, [theta_slerp], lambda gram, group: [eta])[0]
 
 
 def task_angles(
     theta_init: Weights, thetas: Sequence[Weights], granularity: Granularity = "layer"
 ) -> dict[str, Tensor]:
-    """Angles between the task vectors: group name -> (M, M) float64, radians.
+    """Angles between the task vectors: group name -> (M, M) float64, radians; NaN where one is zero."""
+    import torch
 
-    NaN where a task vector is zero: it has no direction. Raises MergeError as `slerp` does.
-    """
-    grams, _ = _grams(theta_init, thetas, granularity)
-    return _angles(grams)
-
-
-def _angles(grams: Mapping[str, Array]) -> dict[str, Tensor]:
+    lerp_coefficients(None, len(thetas))
+    grams = _in_memory(theta_init, thetas, None, granularity)[1]
     return {group: torch.from_numpy(angles_of(gram)) for group, gram in grams.items()}
 
 
-def _grams(
-    theta_init: Weights, thetas: Sequence[Weights], granularity: Granularity
-) -> tuple[dict[str, Array], dict[str, str]]:
-    """First pass over the tensors: group -> (M, M) float64 Gram matrix; tensor name -> group."""
-    _check(theta_init, thetas)
-    if granularity not in ("layer", "tensor", "model"):
+def merge_files(
+    theta_init: Path,
+    thetas: Sequence[Path],
+    out: Path,
+    lam: float | None = None,
+    granularity: Granularity = "layer",
+    eta: float = 1.0,
+) -> dict[str, Array]:
+    """(1 − η)·θ_init + η·slerp(θ_init, θ^1 … θ^M) from folders to a new one, as θ_init is stored.
+
+    With one θ it is LITI. Returns the angles: group name -> (M, M) float64, radians.
+
+    Raises:
+        MergeError: as `slerp`; or a folder has no weights, `out` is there, `lam` or `eta` is no share.
+        DamagedError: a file is not what SHA256SUMS beside it says.
+        StorageError: the result has no room, or cannot be written there.
+    """
+    for key, share in (("lam", lam), ("eta", eta)):
+        if share is not None and not 0 <= share <= 1:
+            raise MergeError(f"{key}: {share} given; a number from 0 to 1 is needed")
+    coefficients = _slerp(lam, len(thetas))
+    if out.exists():
+        raise MergeError(f"{out}: is there already; choose another folder, or delete it")
+    readers = tensors.in_files(theta_init, thetas)
+    with (
+        appearing(out, tensors.size_of(theta_init), seal=False) as folder,
+        tensors.NewWeightFiles(theta_init, folder, readers.tied) as new,
+    ):
+        grams = _two_passes(readers, granularity, coefficients, new.write, eta)
+    return {group: angles_of(gram) for group, gram in grams.items()}
+
+
+def _in_memory(
+    theta_init: Weights,
+    thetas: Sequence[Weights],
+    coefficients: Coefficients | None,
+    granularity: Granularity = "layer",
+) -> tuple[dict[str, Tensor], dict[str, Array]]:
+    readers = tensors.in_memory(theta_init, thetas)
+    new = tensors.NewWeightTensors(theta_init, readers.tied)
+    grams = _two_passes(readers, granularity, coefficients, new.write)
+    return new.theta() if coefficients else {}, grams
+
+
+def _two_passes(
+    readers: Readers,
+    granularity: Granularity,
+    coefficients: Coefficients | None,
+    write: Callable[[str, int, Array], None],
+    eta: float = 1.0,
+) -> dict[str, Array]:
+    """The one driver; returns the (M, M) Gram matrix of each group.
+
+    Args:
+        coefficients: c of a group, from its Gram matrix; None: there is no second pass.
+        write: gets each merged piece: the tensor's name, its first element, the elements.
+        eta: of LITI, from θ_init to the merge as it is stored.
+    """
+    if granularity not in get_args(Granularity):
         raise MergeError(f"granularity {granularity!r} is not one of 'layer', 'tensor', 'model'")
-    m = len(thetas)
-    first_of = _tied(theta_init, thetas)
-    groups = {name: group_of(first, granularity) for name, first in first_of.items()}
-    grams = {group: np.zeros((m, m)) for group in groups.values()}
-    for name, tensor in theta_init.items():
-        if not tensor.is_floating_point() or first_of[name] != name:
-            continue
-        start, *ends = (_array(theta[name]) for theta in (theta_init, *thetas))
-        for k in range(0, len(start), PIECE):
-            pieces = [end[k : k + PIECE] for end in ends]
-            grams[groups[name]] += gram_of_piece(start[k : k + PIECE], pieces)
-    return grams, groups
+    m, groups = len(readers.sources) - 1, dict[str, list[str]]()
+    for name in readers.names:
+        groups.setdefault(group_of(name, granularity), []).append(name)
+
+    def pieces(group: str) -> Iterator[tuple[str, int, Array, list[Array]]]:
+        for name in groups[group]:
+            offset = 0
+            for first, *others in readers.pieces(name):
+                yield name, offset, first, others
+                offset += len(first)
+
+    def merge_group(group: str) -> Array:
+        gram = np.zeros((m, m))  # which is that of empty tensors
+        for name, _, first, others in pieces(group):
+            gram += _checked_gram(name, first, others)
+        if coefficients:
+            c, alone = coefficients(gram, group), readers.m == 1  # then SLERP is that θ
+            c = [eta] if alone and eta != 1 else c
+            for name, offset, first, others in pieces(group):
+                merged = first
+                if is_float(first.dtype):
+                    merged = combine_piece(first, others, c).astype(first.dtype, copy=False)
+                    if eta != 1 and not alone:
+                        merged = combine_piece(first, [merged], [eta])
+                write(name, offset, merged)
+        return gram
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        grams = dict(zip(groups, threads.map(merge_group, groups), strict=True))
+    return {group: grams[group] for group in sorted(grams, key=tensors.in_order)}
 
 
-def _combine(
-    theta_init: Weights, thetas: Sequence[Weights], coefficients: Mapping[str, Sequence[float]]
-) -> dict[str, Tensor]:
-    """Second pass: θ_init + Σ_m c_m·(θ^m − θ_init), c by tensor name; dtype and ties are kept."""
-    first_of = _tied(theta_init, thetas)
-    merged: dict[str, Tensor] = {}
-    for name, tensor in theta_init.items():
-        if first_of[name] != name:
-            merged[name] = merged[first_of[name]]
-        elif not tensor.is_floating_point():
-            merged[name] = tensor.clone()
-        else:
-            start, *ends = (_array(theta[name]) for theta in (theta_init, *thetas))
-            combined = torch.from_numpy(combine_piece(start, ends, coefficients[name]))
-            merged[name] = combined.to(tensor).view(tensor.shape)
-    return merged
+def _checked_gram(name: str, first: Array, others: Sequence[Array]) -> Array:
+    """`gram_of_piece`; raises MergeError where weights are not finite, or integers differ."""
+    if not is_float(first.dtype):
+        if any((first != other).any() for other in others):
+            raise MergeError(f"the integers of {name} differ between the weights")
+        return np.zeros((len(others), len(others)))
+    gram = gram_of_piece(first, others)
+    if not np.isfinite(gram).all():  # no weight is NaN or infinite without it
+        for m, piece in enumerate((first, *others)):
+            if not np.isfinite(piece).all():
+                label = f"θ^{m}" if m else "θ_init"
+                raise MergeError(f"{label} has NaN or infinite weights in: {name}")
+        raise MergeError(f"the task vectors of {name} are too long for a norm in float64")
+    return gram
 
 
-def _array(tensor: Tensor) -> Array:
-    """(elements,), on the CPU, of a type that NumPy knows."""
-    flat = tensor.detach().flatten().cpu()
-    return (flat.float() if flat.dtype == torch.bfloat16 else flat).numpy()
+def group_of(name: str, granularity: Granularity) -> str:
+    """Group whose angle a tensor shares: its transformer block, or itself, or the whole model."""
+    return {"layer": tensors.block_of(name), "tensor": name, "model": "model"}[granularity]
 
 
-def _tied(theta_init: Weights, thetas: Sequence[Weights]) -> dict[str, str]:
-    """Name -> the first name that holds the same memory, in every one of the weights."""
-    seen: dict[tuple[object, ...], str] = {}
-    first_of = {}
-    for name in theta_init:
-        # Memory, shape and type, for a view of a tensor is not the tensor.
-        key = tuple(
-            (
-                theta[name].data_ptr() or name,
-                theta[name].shape,
-                theta[name].stride(),
-                theta[name].dtype,
-            )
-            for theta in (theta_init, *thetas)
-        )
-        first_of[name] = seen.setdefault(key, name)
-    return first_of
+@np.errstate(invalid="ignore")  # NaN and infinity are for the caller to see
+def gram_of_piece(start: Array, ends: Sequence[Array]) -> Array:
+    """δ_i·δ_j over a piece of θ_init and of each θ^m: (M, M) float64, for δ's of a small lr."""
+    deltas = np.empty((len(ends), len(start)))
+    for delta, end in zip(deltas, ends, strict=True):
+        np.subtract(end, start, out=delta, dtype=np.float64)
+    gram = np.empty((len(ends), len(ends)))
+    for i, delta in enumerate(deltas):
+        gram[i, : i + 1] = gram[: i + 1, i] = np.vecdot(deltas[: i + 1], delta)
+    return gram
 
 
-def _check(theta_init: Weights, thetas: Sequence[Weights]) -> None:
-    """Refuse what cannot be merged, naming the tensors."""
-    if not thetas:
+def combine_piece(start: Array, ends: Sequence[Array], coefficients: Sequence[float]) -> Array:
+    """θ_init + Σ_m c_m·(θ^m − θ_init) as a new array, in float32 at least."""
+    total = start.astype(np.promote_types(start.dtype, np.float32))
+    first = total.copy()
+    for c, end in zip(coefficients, ends, strict=True):
+        delta = np.subtract(end, first, dtype=total.dtype)
+        delta *= c
+        total += delta
+    return total
+
+
+def angles_of(gram: Array) -> Array:
+    """(M, M) radians, from the Gram matrix of the δ's; NaN where a δ is zero."""
+    norms = np.sqrt(gram.diagonal())
+    with np.errstate(invalid="ignore"):
+        angles = np.arccos((gram / np.outer(norms, norms)).clip(-1, 1))
+    np.fill_diagonal(angles, 0.0)
+    angles[norms == 0] = angles[:, norms == 0] = np.nan
+    return angles
+
+
+def _slerp(lam: float | None, m: int) -> Coefficients:
+    lerp_coefficients(lam, m)  # refuses a lam that weighs nothing, and no weights at all
+    return lambda gram, group: slerp_coefficients(gram, lam, group)
+
+
+def slerp_coefficients(gram: Array, lam: float | None = None, group: str = "") -> list[float]:
+    """c (M,) with slerp = Σ_m c_m·δ_m, from the (M, M) Gram matrix of the δ's alone (Eq. 26).
+
+    λ is 1/m at step m of the recursion, or `lam`. Errors name the group.
+    """
+    c = np.zeros(len(gram))
+    c[0] = 1.0
+    for m in range(1, len(gram)):
+        lam_m = 1 / (m + 1) if lam is None else lam
+        # a = slerp of the first m, b = δ_{m+1}
+        aa, ab, bb = float(c @ gram @ c), float(gram[m] @ c), float(gram[m, m])
+        weight_a, weight_b = _slerp_pair(aa, ab, bb, lam_m, f"{group!r}, run {m + 1}")
+        c *= weight_a
+        c[m] = weight_b
+    return c.tolist()
+
+
+def lerp_coefficients(lam: float | None, m: int) -> list[float]:
+    """1/M each, or 1 − λ and λ; raises MergeError where there is nothing to weigh."""
+    if m < 1:
         raise MergeError("no weights to merge: M must be at least 1")
-    for m, theta in enumerate(thetas, start=1):
-        if different := sorted(theta_init.keys() ^ theta.keys()):
-            raise MergeError(f"θ^{m} and θ_init have different tensors: {_some(different)}")
-        shapes = [n for n, t in theta_init.items() if t.shape != theta[n].shape]
-        if shapes:
-            raise MergeError(f"θ^{m} and θ_init have tensors of different shapes: {_some(shapes)}")
-        types = [n for n, t in theta_init.items() if t.dtype != theta[n].dtype]
-        if types:
-            raise MergeError(f"θ^{m} and θ_init have tensors of different types: {_some(types)}")
-        integers = [n for n, t in theta_init.items()
-                    if not t.is_floating_point() and not torch.equal(t, theta[n])]  # fmt: skip
-        if integers:
-            raise MergeError(f"θ^{m} and θ_init have different integer tensors: {_some(integers)}")
-    for label, theta in [("θ_init", theta_init), *((f"θ^{m}", t) for m, t in enumerate(thetas, 1))]:
-        bad = [n for n, t in theta.items() if t.is_floating_point() and not all_finite(t)]
-        if bad:
-            raise MergeError(f"{label} has NaN or infinite weights in: {_some(bad)}")
+    if lam is None:
+        return [1 / m] * m
+    if m != 2:
+        raise MergeError(f"lam weighs the second of two; there are {m} sets of weights")
+    return [1 - lam, lam]
 
 
-def all_finite(tensor: Tensor) -> bool:
-    """Without a tensor of flags as long as the weights."""
-    return not tensor.numel() or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+def _slerp_pair(aa: float, ab: float, bb: float, lam: float, where: str) -> tuple[float, float]:
+    """sin((1−λ)Ω)/sin Ω and sin(λΩ)/sin Ω of two vectors with these inner products."""
+    norms = math.sqrt(max(aa, 0.0)) * math.sqrt(max(bb, 0.0))
+    if norms == 0.0:
+        return 1 - lam, lam
+    cos = max(-1.0, min(1.0, ab / norms))
+    omega = math.acos(cos)
+    if omega < PARALLEL:
+        return 1 - lam, lam
+    if math.pi - omega < OPPOSITE:
+        raise MergeError(
+            f"group {where}: its task vector is exactly opposite to the merge of those before it: no "
+            "shortest arc joins them; use lerp, another granularity, or other seeds for the runs"
+        )
+    return math.sin((1 - lam) * omega) / math.sin(omega), math.sin(lam * omega) / math.sin(omega)
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 merged, 1 refused."""
+    what = "(1 − η)·θ_init + η·slerp(θ_init, runs), from checkpoint folders to a new one"
+    parser = argparse.ArgumentParser(prog="python -m warp_core.merge", description=what)
+    parser.add_argument("theta_init", type=Path)
+    parser.add_argument("thetas", type=Path, nargs="+", metavar="run")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--lam", type=float, help="weight of the second of two; else 1/M each")
+    parser.add_argument("--granularity", choices=get_args(Granularity), default="layer")
+    parser.add_argument("--eta", type=float, default=1.0, help="LITI: 1 is the merge itself")
+    options = parser.parse_args(argv)
+    start = time.perf_counter()
+    try:
+        angles = merge_files(**vars(options))
+    except (MergeError, DamagedError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    upper = np.triu_indices(len(options.thetas), 1)
+    pairs = np.rad2deg(np.concatenate([each[upper] for each in angles.values()]))
+    pairs = pairs[~np.isnan(pairs)]
+    between = f", angles {pairs.min():.1f}° to {pairs.max():.1f}°" if len(pairs) else ""
+    what = f"{options.out}: {len(options.thetas)} runs merged in {len(angles)} groups{between}"
+    print(f"{what}, {time.perf_counter() - start:.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

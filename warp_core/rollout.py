@@ -2,20 +2,21 @@
 
 Prompts are padded on the left, completions on the right. Which tokens count is known by position,
 never by id: the end-of-text token and the pad token may share one. A completion ends with its first
-end-of-text token, which counts; what stands behind it changes nothing.
-Logits are divided by the temperature wherever they are used, so the policy that is sampled, the one
-whose gradient is taken and the one whose KL is measured are the same.
+end-of-text token, which counts. Logits are divided by the temperature wherever they are used: the
+policy that is sampled is the one whose gradient is taken and whose KL is measured.
 """
 
-import inspect
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from warp_core.engine.draw import draw
+from warp_core.world.models import forward_logits
+
+PLAIN = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 
 
 @dataclass(frozen=True)
@@ -35,34 +36,17 @@ class Rollout:
         return self.tokens[:, -self.completion_mask.shape[1] :]
 
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """The completions as texts, special tokens left out: what stands behind the prompt's text.
+        """The completions as texts, without special tokens: what stands behind the prompt's text.
 
-        Prompt and completion are decoded together: alone, a completion loses its first space
-        where the tokenizer is SentencePiece's.
+        Decoded alone, a completion loses its first space where the tokenizer is SentencePiece's.
         """
 
         def decode(tokens: Tensor, mask: Tensor) -> str:
-            return str(tokenizer.decode(tokens[mask.bool()], skip_special_tokens=True,
-                                        clean_up_tokenization_spaces=False))  # fmt: skip
+            return str(tokenizer.decode(tokens[mask.bool()], **PLAIN))
 
         p = self.tokens.shape[1] - self.completion_mask.shape[1]
         rows = zip(self.tokens, self.attention_mask, strict=True)
         return [decode(ids, mask)[len(decode(ids[:p], mask[:p])) :] for ids, mask in rows]
-
-
-def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Tokens and attention mask of the prompts, both (B, P), padded on the left."""
-    batch = tokenizer(list(prompts), padding=True, padding_side="left", return_tensors="pt")
-    return batch["input_ids"].to(device), batch["attention_mask"].to(device)
-
-
-def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the token that ends a completion."""
-    token = tokenizer.eos_token_id
-    assert isinstance(token, int)  # load_policy refuses tokenizers without one
-    return token
 
 
 @torch.no_grad()
@@ -80,11 +64,11 @@ def sample(
 
     Args:
         prompt_tokens, prompt_mask: (B, P), padded on the left.
-        end: id that ends a completion; it stands behind the end too.
-        generator: on the model's device; its state alone decides what is drawn.
-        logits_drawn_from: gets the logits, / temperature, of each completion token: (B, V) float32.
+        end: id that ends a completion, and stands behind the end too.
+        generator: its state alone decides what is drawn.
+        logits_drawn_from: gets the logits of each completion token: (B, V) float32, / temperature.
 
-    Raises FloatingPointError where a logit is NaN or infinite.
+    Raises EvaluationError where a logit is not finite.
     """
     tokens, mask = prompt_tokens, prompt_mask
     done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)  # (B,)
@@ -107,34 +91,6 @@ def sample(
     return Rollout(tokens, mask, torch.stack(completion_mask, dim=1))
 
 
-BLOCK = 256  # words; near √V, where the two races of `draw` together are shortest
-
-
-def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One token of each row's softmax: (B, V) -> (B, 1) int64.
-
-    By two races, of the blocks of words and of the words in the block that won; together they need
-    448 random numbers for 49,152 words. Policies that hardly differ draw the same token from the
-    same random numbers, which pairs their rewards; the inverse of the distribution function would not.
-
-    Raises FloatingPointError where a logit is NaN or infinite.
-    """
-    p = torch.softmax(logits, dim=-1)  # (B, V)
-    p = F.pad(p, (0, -p.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))  # (B, blocks, BLOCK)
-    masses = p.sum(dim=-1)  # (B, blocks)
-    if not torch.isfinite(masses).all():
-        raise FloatingPointError("the policy's logits are not finite")
-    block = _race(masses, generator)  # (B, 1)
-    words = p.take_along_dim(block[..., None], dim=1)[:, 0]  # (B, BLOCK)
-    return block * BLOCK + _race(words, generator)
-
-
-def _race(p: Tensor, generator: torch.Generator) -> Tensor:
-    """argmax p_i / e_i, with e_i exponential: distributed as p (Gumbel-max). (B, K) -> (B, 1)."""
-    u = torch.rand(p.shape, generator=generator, dtype=torch.float64, device=p.device)
-    return (p / u.log_().neg_().float()).argmax(dim=-1, keepdim=True)
-
-
 def completion_logits(model: PreTrainedModel, rollout: Rollout, temperature: float = 1.0) -> Tensor:
     """Logits that predicted each completion token, / temperature: (B, N, V) float32, with graph."""
     n = rollout.completion_mask.shape[1]
@@ -149,45 +105,12 @@ def _tempered(logits: Tensor, temperature: float) -> Tensor:
 
 
 def token_logprobs(logits: Tensor, rollout: Rollout) -> Tensor:
-    """log π(y_n | x, y_<n) of each completion token: (B, N) nats; 0 behind the end.
-
-    Args:
-        logits: (B, N, V), as `completion_logits` gives them.
-    """
-    logprobs = -F.cross_entropy(
-        logits.flatten(0, 1), rollout.completions.flatten(), reduction="none"
-    )
-    return logprobs.view_as(rollout.completions).masked_fill(~rollout.completion_mask, 0.0)
+    """log π(y_n | x, y_<n) of the `completion_logits` (B, N, V): (B, N) nats; 0 behind the end."""
+    y = rollout.completions  # (B, N)
+    logprobs = -F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none")
+    return logprobs.view_as(y).masked_fill(~rollout.completion_mask, 0.0)
 
 
 def logprob(model: PreTrainedModel, rollout: Rollout, temperature: float = 1.0) -> Tensor:
     """log π_θ(y|x), the sum over the completion's tokens: (B,) nats, with graph."""
     return token_logprobs(completion_logits(model, rollout, temperature), rollout).sum(dim=1)
-
-
-def forward_logits(
-    model: PreTrainedModel,
-    tokens: Tensor,
-    mask: Tensor,
-    keep: int,
-    cache: DynamicCache | None = None,
-) -> Tensor:
-    """Logits of the last `keep` positions: (B, keep, V).
-
-    Args:
-        tokens: (B, S); with a cache, only those it has not seen.
-        mask: (B, all tokens up to now).
-
-    Position ids come from the mask, so that padding on the left moves nothing. Models without
-    position ids (ALiBi) read the mask themselves.
-    """
-    takes = inspect.signature(model.forward).parameters
-    options: dict[str, Any] = {}
-    if "position_ids" in takes:
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        options["position_ids"] = positions[:, -tokens.shape[1] :]
-    if "logits_to_keep" in takes:
-        options["logits_to_keep"] = keep
-    output = model(input_ids=tokens, attention_mask=mask, past_key_values=cache,
-                   use_cache=cache is not None, **options)  # fmt: skip
-    return output.logits[:, -keep:]

@@ -1,275 +1,291 @@
-"""Algorithm 1, lines 1 to 14: iterations, runs, merge; then the evaluation and the front.
+"""Algorithm 1, lines 1 to 14, and its output, the front.
 
-The M runs of an iteration do not know each other, so they run side by side in processes of their
-own, each with its share of the cores (on CUDA one after the other); weights pass through the run
-folder. Runs that share a seed are one run, computed once. What the run folder already holds is not
-computed again.
+`Experiment` writes the algorithm down as tasks. An engine computes those that the store does not have,
+side by side where it can, by the functions below it, which go from folders to a folder.
 """
 
 import copy
-import hashlib
-import json
-import shutil
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from filelock import FileLock
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from warp_core.assets import AssetError
-from warp_core.checkpoint import Checkpoint
-from warp_core.config import FrontConfig, WarpConfig
-from warp_core.errors import ConfigError, Interrupted, TrainingError
-from warp_core.evaluate import Completions, complete, evaluate_pair, front_summary
-from warp_core.files import (
-    appearing,
-    append_jsonl,
-    make_room,
-    read_jsonl,
+from warp_core.config import FrontConfig, Training, WarpConfig
+from warp_core.engine.local import LocalEngine
+from warp_core.engine.loop import to_the_end
+from warp_core.engine.memory import needed_bytes
+from warp_core.engine.progress import bar
+from warp_core.engine.tape import taped
+from warp_core.evaluate import Completions, complete, estimate, front_summary, policy_kl
+from warp_core.merge import merge_files
+from warp_core.store.checkpoint import Checkpoint
+from warp_core.store.errors import ConfigError
+from warp_core.store.files import (
     seal_json,
     seal_jsonl,
     sealed_json,
     sealed_jsonl,
-    verify,
+    write_json,
     write_jsonl,
 )
-from warp_core.merge import liti, slerp_with_angles
-from warp_core.models import (
-    STEPS_FILE,
-    best_device,
-    copy_policy,
-    fingerprint,
-    load_policy,
-    load_weights,
-    save_policy,
-    set_weights,
-    total_bytes,
-    weights_of,
-)
-from warp_core.prompts import Prompts, load_prompts
-from warp_core.reward import NO_LIMIT, RewardModel, load_reward
-from warp_core.rollout import Rollout
-from warp_core.runs import check_run, finished, open_run
-from warp_core.side_by_side import Died, refuse_too_many, run_all
-from warp_core.train import train_run
+from warp_core.store.results import STEPS, WEIGHTS, Store, Task
+from warp_core.store.run_folder import computed_once, open_run
+from warp_core.train import Run
+from warp_core.world.inputs import Inputs
+from warp_core.world.models import load_policy, write_policy
+from warp_core.world.reward import load_reward
+from warp_core.world.stored import StoredInputs, read_prompts
+from warp_core.world.texts import text_statistics
 
-FIELDS = ("tokens", "attention_mask", "completion_mask")  # of a Rollout
 RESULTS = ("summary.json", "metrics.jsonl", "samples.jsonl")
-COMPLETIONS = "completions.safetensors"
+FROM_SFT = "kl_from_sft.jsonl"
+Summary = dict[str, Any]
 
 
-class World:
-    """Everything an experiment loads: θ_sft, tokenizer, reward model, prompts.
+class Experiment:
+    """Algorithm 1 as tasks: θ_sft, and of each iteration its θ^m, its θ_slerp and the next θ_init.
 
-    Raises ConfigError, which lists all that cannot be used.
+    Raises ConfigError with all that cannot be used.
     """
-
-    prompts: Prompts
-    reward: RewardModel
-    sft: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    prompt_tokens: int  # of the longest prompt
 
     def __init__(self, config: WarpConfig) -> None:
-        problems: list[str] = []
-        prompts: list[str] = []
-        read: list[Any] = []  # the prompts, and what both models see of them
-        with _noted(problems):
-            self.prompts = load_prompts(config)
-            prompts = [*self.prompts.train, *self.prompts.evaluation]
-            read.append(self.prompts)
-        with _noted(problems):
-            self.reward = load_reward(config.reward_model, config.positive_label)
-            limit = self.reward.max_tokens
-            read.append(_tokens(prompts, self.reward.tokenizer, limit, "reward model", config))
-        with _noted(problems):
-            self.sft, self.tokenizer = load_policy(config.policy)
-            limit = getattr(self.sft.config, "max_position_embeddings", None) or NO_LIMIT
-            read.append(_tokens(prompts, self.tokenizer, limit, "policy", config))
-            self.prompt_tokens = max(map(len, read[-1]), default=0)
-        if problems:
-            raise ConfigError("\n".join(problems))
-        self.identity = {
-            "policy_sha256": fingerprint(self.sft),
-            "reward_sha256": fingerprint(self.reward.model),
-            "prompts_sha256": hashlib.sha256(json.dumps(read).encode()).hexdigest(),
-        }
+        self.config = c = config
+        asked = c.policy, c.reward_model, c.positive_label, c.prompts, c.prompt_words
+        read = Inputs(*asked, c.eval_prompts, c.max_new_tokens)
+        self.identity, shape = read.identity, (c.batch_size, read.prompt_tokens, c.max_new_tokens)
+        self.run_bytes = needed_bytes(read.sft, *shape, keeps_last=c.max_kl > 0)
+        self.given = StoredInputs(read, c.policy, c.reward_model)
+        self.theta_sft = self.given.theta_sft
+        self.size = self.theta_sft.size
+        self.iterations: list[tuple[list[Task], Task, Task]] = []
 
-    def policy(self, theta: Mapping[str, Tensor]) -> PreTrainedModel:
-        """A model of θ_sft's kind with these weights."""
-        model = copy.deepcopy(self.sft)
-        set_weights(model, theta)
-        return model
+        theta_init = self.theta_sft  # line 1
+        for i in range(1, c.iterations + 1):  # line 2
+            thetas = [self.rl_run(theta_init, i, m) for m in range(1, c.runs + 1)]  # lines 3 to 11
+            theta_slerp = self.merged(theta_init, thetas, f"iteration {i}, SLERP")  # line 12
+            theta_init = self.merged(theta_init, [theta_slerp], f"iteration {i}, LITI", c.eta)  # 13
+            self.iterations.append((thetas, theta_slerp, theta_init))
+        self.warp = theta_init
+
+    def rl_run(self, theta_init: Task, i: int, m: int) -> Task:
+        """θ^m: run m of iteration i."""
+        c, given = self.config, self.given
+        inputs = {"theta_init": theta_init, "reward": given.reward, "prompts": given.train}
+        inputs |= {"theta_sft": self.theta_sft} if c.anchor == "sft" else {}
+        arguments = {"positive_label": c.positive_label, "seed": run_seed(c, i, m)}
+        arguments |= {"training": c.training.model_dump()}
+        hints, label = {"checkpoint_every": c.checkpoint_every}, f"{c.name}, iteration {i}, run {m}"
+        states = 2 if 0 < c.checkpoint_every < c.steps else 1  # the new one beside the old
+        states *= 4 + (c.max_kl > 0)  # weights, anchor, two moments; weights before the last update
+        sizes = c.steps, self.size, states * self.size
+        return Task("run", rl_run, arguments, inputs, hints, label, *sizes)
+
+    def merged(self, theta_init: Task, thetas: list[Task], label: str, eta: float = 1.0) -> Task:
+        """(1 − η)·θ_init + η·slerp(θ_init, θ^1 … θ^M); at η = 0 θ_init itself."""
+        inputs, label = {"theta_init": theta_init, "thetas": thetas}, f"{self.config.name}, {label}"
+        task = Task("merged", merge, {"eta": eta}, inputs, label=label, size=self.size)
+        return task if eta else theta_init
+
+    def evaluation(self, policy: Task, label: str = "", both_ways: bool = False) -> Task:
+        """What a policy answers to the held-out prompts, its rewards, its KL to θ_sft and θ_sft's to it."""
+        c, given = self.config, self.given
+        keys = ("max_new_tokens", "temperature", "seed", "positive_label")
+        inputs = {"policy": policy, "theta_sft": self.theta_sft}
+        inputs |= {"reward": given.reward, "prompts": given.held_out}
+        inputs |= {"of_sft": self.evaluation(self.theta_sft, "SFT")} if both_ways else {}
+        arguments, label = {key: getattr(c, key) for key in keys}, f"{c.name}, {label} evaluated"
+        return Task("evaluation", evaluate, arguments, inputs, label=label)
+
+    def front(self, etas: Sequence[float]) -> list[tuple[dict[str, float], Task]]:
+        """Its points, evaluated: by η from θ_sft to θ_slerp^I; by run the last θ^m that stay."""
+        thetas, end, _ = self.iterations[-1]
+        swept = [(x, self.merged(self.theta_sft, [end], f"front, η = {x:g}", x)) for x in etas]
+        runs = list(enumerate(thetas, start=1)) if self.config.keep_weights == "all" else []
+        points: list[tuple[dict[str, float], Task]] = []
+        points += [({"eta": x}, self.evaluation(p, f"front, η = {x:g}")) for x, p in swept]
+        return points + [({"run": m}, self.evaluation(p, f"front, run {m}")) for m, p in runs]
+
+    def wanted(self) -> list[Task]:
+        """All that a summary tells of; the last two are the evaluations of θ_sft and of WARP."""
+        weights = [task for thetas, *merged in self.iterations for task in (*thetas, *merged)]
+        of_sft = self.evaluation(self.theta_sft, "SFT")
+        return [*weights, of_sft, self.evaluation(self.warp, "WARP", both_ways=True)]
+
+    def shown(self) -> dict[str, Task]:
+        """Place in the run folder's weights/ -> whose weights stay and lie there."""
+        places: dict[str, Task] = {}
+        last = len(self.iterations)
+        for i, (thetas, theta_slerp, theta_init) in enumerate(self.iterations, start=1):
+            places |= {f"iteration_{i}/run_{m}": theta for m, theta in enumerate(thetas, start=1)}
+            places[f"iteration_{i}/slerp"] = theta_slerp
+            places["warp" if i == last else f"iteration_{i}/liti"] = theta_init
+        result = {place: places[place] for place in (f"iteration_{last}/slerp", "warp")}
+        return places if self.config.keep_weights == "all" else result
+
+    def show(self, store: Store, run_dir: Path) -> None:
+        """Those of `shown` that are there."""
+        for place, task in self.shown().items():
+            if store.has(task, weights=True):
+                store.show(task, run_dir / "weights" / place)
+
+    def kept(self) -> list[Task]:
+        """Those whose weights stay."""
+        return [self.theta_sft, self.given.reward, *self.shown().values()]
+
+    def engine(self) -> LocalEngine:
+        """Its runs side by side, as many as differ."""
+        c = self.config
+        return LocalEngine(c.workers, 1 if c.shared_run_seed else c.runs, bar(c.name))
 
 
-@contextmanager
-def _noted(problems: list[str]) -> Iterator[None]:
-    """Go on after what cannot be used, so that all of it is told at once."""
-    try:
-        yield
-    except (AssetError, ConfigError) as error:
-        problems.append(str(error))
+# What an engine computes
 
 
-def _tokens(
-    prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int, whose: str,
-    config: WarpConfig,
-) -> list[list[int]]:  # fmt: skip
-    """The prompts' tokens; raises ConfigError where a completion may not fit behind them."""
-    if not prompts:  # they could not be loaded, which is told already
-        return []
-    tokens = tokenizer(list(prompts))["input_ids"]
-    longest = max(range(len(prompts)), key=lambda i: len(tokens[i]))
-    if len(tokens[longest]) + config.max_new_tokens > limit:
-        raise ConfigError(
-            f"max_new_tokens: {config.max_new_tokens} given; the longest prompt has "
-            f"{len(tokens[longest])} tokens ({prompts[longest][:60]!r} …), and the {whose} reads "
-            f"only {limit}; lower max_new_tokens or prompt_words"
-        )
-    return tokens
+def rl_run(
+    out: Path,
+    work: Path,
+    theta_init: Path,
+    reward: Path,
+    prompts: Path,
+    training: Mapping[str, Any],
+    positive_label: str,
+    seed: int,
+    checkpoint_every: int,
+    theta_sft: Path | None = None,
+) -> None:
+    """θ^m (lines 4 to 10), and its metrics, a row a step; goes on from its last checkpoint."""
+    config = Training(**training)
+    policy, tokenizer = load_policy(str(theta_init))
+    anchor = load_policy(str(theta_sft))[0] if theta_sft else copy.deepcopy(policy)
+    r, x = load_reward(str(reward), positive_label), read_prompts(prompts)
+    run = Run(policy, anchor, tokenizer, r, x, config, seed)  # line 4
+    checkpoint = Checkpoint(work, config.steps, checkpoint_every)
+    with taped(policy, config.max_new_tokens):
+        rows = to_the_end(run, checkpoint, config.max_kl)  # lines 5 to 10
+    write_policy(policy, tokenizer, out / WEIGHTS)
+    write_jsonl(out / STEPS, rows)
 
 
-def run_warp(config: WarpConfig, run_dir: Path | str | None = None) -> dict[str, Any]:
-    """Algorithm 1 and its evaluation; everything goes to the run folder.
+def merge(out: Path, theta_init: Path, thetas: Sequence[Path], eta: float) -> None:
+    """Lines 12, 13; and the angles of the task vectors, degrees by group; null where one is zero."""
+    angles = merge_files(theta_init, thetas, out / WEIGHTS, eta=eta)
+    write_json(out / "angles.json", {name: _degrees(each) for name, each in angles.items()})
 
-    What θ_sft answered goes to `sft/` beside it, for the experiments that share it.
 
-    Returns:
-        What summary.json holds: sft_reward, warp_reward, reward_difference, kl_sft_warp,
-        kl_warp_sft (each mean, stderr, n; KL in nats per completion), text, angles,
-        training_reward (mean over an iteration's batches, one for each), front.
+def evaluate(
+    out: Path,
+    policy: Path,
+    theta_sft: Path,
+    reward: Path,
+    prompts: Path,
+    positive_label: str,
+    of_sft: Path | None = None,
+    **how: Any,
+) -> None:
+    """A policy's `Completions` of the prompts, with the KLs between it and θ_sft."""
+    model, tokenizer = load_policy(str(policy))
+    sft = None if policy == theta_sft else load_policy(str(theta_sft))[0]
+    r, x = load_reward(str(reward), positive_label), read_prompts(prompts)
+    complete(model, tokenizer, r, x, reference=sft, **how).save(out)
+    if of_sft:
+        rollouts = Completions.load(of_sft, model.device).rollouts
+        kls = policy_kl(sft or model, model, rollouts, how["temperature"])
+        write_jsonl(out / FROM_SFT, [{"kl": kl} for kl in kls])
 
-    Raises:
-        ConfigError: the parameters, or what they name, cannot be used; nothing was created then.
-        TrainingError: something was not finite; says at which iteration, run and step.
-        DamagedError: a result or weights are not what was written; says what to delete.
-        StorageError, BusyError: there is no room for it; another process is at work on it.
-        Interrupted: Ctrl-C or SIGTERM; the same call goes on.
+
+def _degrees(angles: np.ndarray) -> list[list[float | None]]:
+    rows = np.degrees(angles).tolist()
+    return [[None if math.isnan(angle) else round(angle, 4) for angle in row] for row in rows]
+
+
+# What people call
+
+
+def run_warp(config: WarpConfig, run_dir: Path | str | None = None) -> Summary:
+    """Algorithm 1 and its evaluation; everything goes to the run folder and to the store beside it.
+
+    Returns what summary.json holds: sft_reward, warp_reward, reward_difference (paired by prompt),
+    kl_sft_warp, kl_warp_sft (nats per completion), each an `estimate`; `text_statistics` of both;
+    angles (degrees by iteration, group, pair of runs); training_reward (mean of an iteration); front.
+
+    Raises ConfigError (nothing was created then), TrainingError, EvaluationError (something was not
+    finite), DiedError (a process was killed), DamagedError (a file is not what was written),
+    StorageError (no room), BusyError (another process is at work on it), Interrupted (Ctrl-C).
     """
     run_dir = Path(run_dir or config.folder)
-    world = World(config)
-    about = config.model_dump(), run_dir, world.identity
-    check_run(*about)
-    if summary := finished(run_dir, RESULTS):
-        return summary
-    refuse_too_many(world.sft, config, world.prompt_tokens, workers_of(config))
-    make_room(run_dir, _needed_on_disk(world, config, run_dir))
-    with open_run(*about):
-        return finished(run_dir, RESULTS) or _run(world, config, run_dir)
+    e, store = Experiment(config), Store(run_dir.parent / "store")
+    resources = e.engine().resources(e.run_bytes, store, e.wanted(), e.kept())
+    about = config.model_dump(), run_dir, e.identity, RESULTS, resources
+    return computed_once(*about, lambda: _run(e, store, run_dir))
 
 
-def _run(world: World, config: WarpConfig, run_dir: Path) -> dict[str, Any]:
-    """Algorithm 1 and its evaluation, but for what is done."""
-    theta_sft = weights_of(world.sft)
-    angles: list[dict[str, Any]] = []
-    theta_init: Mapping[str, Tensor] = theta_sft  # line 1
-    for i in range(1, config.iterations + 1):  # line 2
-        _train_runs(config, run_dir, i)  # lines 3 to 11
-        folder = run_dir / "weights" / f"iteration_{i}"
-        thetas = [load_weights(folder / f"run_{m}") for m in range(1, config.runs + 1)]
-        theta_slerp, omega = slerp_with_angles(_cpu(theta_init), thetas)  # line 12
-        angles.append(_degrees(omega))
-        save_policy(world.sft, world.tokenizer, folder / "slerp", theta_slerp)
-        theta_init = liti(_cpu(theta_init), theta_slerp, config.eta)  # line 13
-        save_policy(world.sft, world.tokenizer, _liti_folder(config, run_dir, i), theta_init)
-
-    warp = world.policy(theta_init)
-    of_sft = sft_completions(world, config, run_dir.parent / "sft")
-    of_warp = complete(warp, world.tokenizer, world.reward, world.prompts.evaluation, config,
-                       reference=world.sft)  # fmt: skip
-    samples = [
-        {"prompt": prompt, "sft": sft, "warp": text, "sft_reward": r_sft, "warp_reward": r_warp}
-        for prompt, sft, text, r_sft, r_warp in zip(
-            world.prompts.evaluation, of_sft.texts, of_warp.texts, of_sft.rewards, of_warp.rewards,
-            strict=True,
-        )
-    ]  # fmt: skip
-    seal_jsonl(run_dir / "samples.jsonl", samples)
-    summary = evaluate_pair(world.sft, warp, of_sft, of_warp, config)
-    summary |= {"angles": angles, "training_reward": _training_reward(config, run_dir), "front": []}
+def _run(e: Experiment, store: Store, run_dir: Path) -> Summary:
+    wanted = e.wanted()
+    try:
+        e.engine().make(store, wanted, e.kept())
+    finally:  # what was logged stays, whatever happened
+        runs = [list(enumerate(thetas, start=1)) for thetas, *_ in e.iterations]
+        rows = [
+            [{"iteration": i, "run": m} | row for m, theta in thetas for row in store.rows(theta)]
+            for i, thetas in enumerate(runs, start=1)
+        ]
+        seal_jsonl(run_dir / "metrics.jsonl", itertools.chain(*rows))
+    e.show(store, run_dir)
+    sft, warp = (Completions.load(store.path(evaluation)) for evaluation in wanted[-2:])
+    of_warp, of = store.path(wanted[-1]), [store.path(slerp) for _, slerp, _ in e.iterations]
+    from_sft = [row["kl"] for row in sealed_jsonl(of_warp / FROM_SFT, of_warp)]
+    prompts = read_prompts(store.path(e.given.held_out))
+    columns = zip(prompts, sft.texts, warp.texts, sft.rewards, warp.rewards, strict=True)
+    names = ("prompt", "sft", "warp", "sft_reward", "warp_reward")
+    seal_jsonl(run_dir / "samples.jsonl", [dict(zip(names, row, strict=True)) for row in columns])
+    summary = {
+        "sft_reward": estimate(sft.rewards),
+        "warp_reward": estimate(warp.rewards),
+        "reward_difference": estimate(np.subtract(warp.rewards, sft.rewards)),
+        "kl_sft_warp": estimate(from_sft),
+        "kl_warp_sft": estimate(warp.kls),
+        "text": {"sft": text_statistics(sft.texts), "warp": text_statistics(warp.texts)},
+        "angles": [sealed_json(slerp / "angles.json", slerp) for slerp in of],
+        "training_reward": [float(np.mean([row["reward"] for row in each])) for each in rows],
+        "front": [],
+    }
+    seal_json(run_dir / "origins.json", store.origins(wanted))
     seal_json(run_dir / "summary.json", summary)
     return summary
-
-
-def _needed_on_disk(world: World, config: WarpConfig, run_dir: Path) -> int:
-    """Bytes of the weights that are not there yet, and of each run's checkpoint: four of them."""
-    distinct = len(set(distinct_runs(config, 1).values()))
-    there = len(list((run_dir / "weights").rglob("model.safetensors")))
-    policies = max(0, config.iterations * (distinct + 2) - there)
-    states = 2 if 0 < config.checkpoint_every < config.steps else 1  # the new one beside the old
-    return total_bytes(weights_of(world.sft)) * (policies + 4 * states * workers_of(config))
 
 
 def run_front(
     config: WarpConfig,
     run_dir: Path | str | None = None,
     etas: Sequence[float] = FrontConfig().etas,
-) -> dict[str, Any]:
+) -> Summary:
     """The output of Algorithm 1: {(1 − η)·θ_sft + η·θ_slerp^I}, evaluated at each η.
 
-    Adds `front` and, for the last iteration's RL policies, `front_runs` to summary.json, as
-    `front_summary` gives them. front.jsonl keeps what each evaluation prompt
-    gave; the points that it has are not evaluated again.
-
+    Adds what `front_summary` gives to summary.json; front.jsonl keeps what each evaluation prompt gave.
     Raises ConfigError where the experiment has not been run, and what `run_warp` raises.
     """
     run_dir = Path(run_dir or config.folder)
     if not (run_dir / "summary.json").is_file():
         raise ConfigError(f"run_dir: {str(run_dir)!r} has no finished experiment; run it first")
-    world = World(config)
-    with open_run(config.model_dump(), run_dir, world.identity):
-        return _sweep_front(world, config, run_dir, etas)
-
-
-def _sweep_front(
-    world: World, config: WarpConfig, run_dir: Path, etas: Sequence[float]
-) -> dict[str, Any]:
-    summary = sealed_json(run_dir / "summary.json")
-    folder = run_dir / "weights" / f"iteration_{config.iterations}"
-    theta_sft = _cpu(weights_of(world.sft))
-    theta_slerp = load_weights(folder / "slerp")
-    of_sft = sft_completions(world, config, run_dir.parent / "sft")
-    path = run_dir / "front.jsonl"
-    points = sealed_jsonl(path) if path.is_file() else []
-
-    def add(name: dict[str, float], theta: Mapping[str, Tensor]) -> None:
-        model = world.policy(theta)
-        answers = complete(model, world.tokenizer, world.reward, world.prompts.evaluation, config,
-                           reference=world.sft)  # fmt: skip
-        keep(name | {"rewards": answers.rewards, "kls": answers.kls})
-
-    def keep(point: dict[str, Any]) -> None:
-        points.append(point)
+    e, store, path = Experiment(config), Store(run_dir.parent / "store"), run_dir / "front.jsonl"
+    swept = e.front(etas)
+    with open_run(config.model_dump(), run_dir, e.identity):
+        of_sft = e.evaluation(e.theta_sft, "SFT")
+        e.engine().make(store, [of_sft, *(evaluation for _, evaluation in swept)], e.kept())
+        e.show(store, run_dir)
+        before = sealed_jsonl(path) if path.is_file() else []
+        points = [row for row in before if not any(p.items() <= row.items() for p, _ in swept)]
+        for point, evaluation in swept:
+            answers = Completions.load(store.path(evaluation))
+            points.append(point | {"rewards": answers.rewards, "kls": answers.kls})
         seal_jsonl(path, points)
-
-    for eta in tqdm(etas, desc="front", mininterval=5):
-        if any(point.get("eta") == eta for point in points):
-            continue
-        if eta == 0:  # θ_sft itself
-            zeros = [0.0] * len(of_sft.rewards)
-            keep({"eta": eta, "rewards": of_sft.rewards, "kls": zeros})
-        else:
-            add({"eta": eta}, liti(theta_sft, theta_slerp, eta))
-    for m, first in distinct_runs(config, config.iterations).items():
-        if any(point.get("run") == m for point in points):
-            continue
-        if m == first:
-            add({"run": m}, load_weights(folder / f"run_{m}"))
-        else:  # the same policy bit for bit
-            same = next(point for point in points if point.get("run") == first)
-            keep(same | {"run": m})
-    swept = summary | front_summary(points, of_sft.rewards)
-    if swept != summary:
-        seal_json(run_dir / "summary.json", swept)
-    return swept
+        front = front_summary(points, Completions.load(store.path(of_sft)).rewards)
+        summary = sealed_json(run_dir / "summary.json") | front
+        seal_json(run_dir / "summary.json", summary)
+        return summary
 
 
 def run_seed(config: WarpConfig, iteration: int, run: int) -> int:
@@ -278,196 +294,3 @@ def run_seed(config: WarpConfig, iteration: int, run: int) -> int:
         return config.seed
     entropy = np.random.SeedSequence([config.seed, iteration, run])
     return int(entropy.generate_state(1)[0])
-
-
-def distinct_runs(config: WarpConfig, iteration: int) -> dict[int, int]:
-    """Each run of an iteration -> the first run that has its seed, which is the same run bit for bit.
-
-    With `shared_run_seed` all are run 1: what a run does depends on θ_init and its seed alone.
-    """
-    first: dict[int, int] = {}
-    return {m: first.setdefault(run_seed(config, iteration, m), m)
-            for m in range(1, config.runs + 1)}  # fmt: skip
-
-
-def workers_of(config: WarpConfig) -> int:
-    """Runs side by side: what is asked for, else one a core; on CUDA one after the other."""
-    distinct = len(set(distinct_runs(config, 1).values()))
-    cores = 1 if best_device().type == "cuda" else torch.get_num_threads()
-    return min(config.workers or cores, distinct)
-
-
-def _train_runs(config: WarpConfig, run_dir: Path, iteration: int) -> None:
-    """Lines 3 to 11: the iteration's runs that are not there yet, side by side where that helps."""
-    runs = distinct_runs(config, iteration)
-    distinct = sorted(set(runs.values()))
-    missing = [m for m in distinct if not _run_folder(run_dir, iteration, m).is_dir()]
-    # A run's share of the cores is the same whether or not others are beside it, and so are its bits.
-    threads = max(1, torch.get_num_threads() // config.runs)
-    try:
-        with _progress(config, run_dir, iteration, distinct):
-            errors = run_all(_train_one, [(config, run_dir, iteration, m, threads) for m in missing],
-                             workers_of(config))  # fmt: skip
-        for m, error in zip(missing, errors, strict=True):
-            if isinstance(error, Died):
-                step = len(read_jsonl(_log_path(run_dir, iteration, m)))
-                raise TrainingError(
-                    f"{config.name}, iteration {iteration}, run {m}, behind step {step}: {error} The "
-                    "other runs are kept; the same command goes on from there"
-                ) from None
-            if error:
-                raise error
-        for m, first in runs.items():
-            if m != first and not _run_folder(run_dir, iteration, m).is_dir():
-                log = _log_path(run_dir, iteration, m)
-                rows = _rows(run_dir, iteration, first)
-                write_jsonl(log, [row | {"run": m} for row in rows])
-                copy_policy(_run_folder(run_dir, iteration, first),
-                            _run_folder(run_dir, iteration, m), log)  # fmt: skip
-    except KeyboardInterrupt:
-        at = ", ".join(f"run {m} behind step {len(_rows(run_dir, iteration, m))}" for m in distinct)
-        raise Interrupted(f"{config.name}, iteration {iteration}: stopped, {at}; all of it is kept, "
-                          "and the same command goes on from there") from None  # fmt: skip
-    finally:  # what was logged stays, whatever happened
-        rows = [
-            row
-            for i in range(1, iteration + 1)
-            for m in range(1, config.runs + 1)
-            for row in _rows(run_dir, i, m)
-        ]
-        seal_jsonl(run_dir / "metrics.jsonl", rows)
-    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
-
-
-def _train_one(config: WarpConfig, run_dir: Path, iteration: int, run: int, threads: int) -> None:
-    """Run m of iteration i, from θ_init on disk to θ^m on disk."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    log = _log_path(run_dir, iteration, run)
-    states = run_dir / "checkpoints" / f"iteration_{iteration}_run_{run}"
-    checkpoint = Checkpoint(states, log, config.checkpoint_every)
-    try:
-        prompts = load_prompts(config)
-        reward = load_reward(config.reward_model, config.positive_label)
-        start = (
-            config.policy if iteration == 1 else str(_liti_folder(config, run_dir, iteration - 1))
-        )
-        policy, tokenizer = load_policy(start)  # line 4
-        anchor = copy.deepcopy(policy) if config.anchor == "ema" else load_policy(config.policy)[0]
-        train_run(
-            policy, anchor, tokenizer, reward, prompts.train, config,
-            seed=run_seed(config, iteration, run),
-            on_step=lambda row: append_jsonl(log, {"iteration": iteration, "run": run} | row),
-            checkpoint=checkpoint,
-        )  # fmt: skip
-        save_policy(policy, tokenizer, _run_folder(run_dir, iteration, run), log=log)
-    except TrainingError as error:
-        kept = f". The state behind step {checkpoint.saved} is kept" if checkpoint.saved else ""
-        raise TrainingError(
-            f"{config.name}, iteration {iteration}, run {run}, {error}{kept}"
-        ) from None
-    finally:
-        torch.set_num_threads(before)
-
-
-def _rows(run_dir: Path, iteration: int, run: int) -> list[dict[str, Any]]:
-    """The steps of a run, from its folder once it is whole, from its log until then."""
-    folder = _run_folder(run_dir, iteration, run)
-    if folder.is_dir():
-        return sealed_jsonl(folder / STEPS_FILE, folder)
-    return read_jsonl(_log_path(run_dir, iteration, run))
-
-
-def _run_folder(run_dir: Path, iteration: int, run: int) -> Path:
-    return run_dir / "weights" / f"iteration_{iteration}" / f"run_{run}"
-
-
-def _log_path(run_dir: Path, iteration: int, run: int) -> Path:
-    return run_dir / "steps" / f"iteration_{iteration}_run_{run}.jsonl"
-
-
-def _liti_folder(config: WarpConfig, run_dir: Path, iteration: int) -> Path:
-    """θ_init after an iteration's LITI step; after the last one it is the WARP policy."""
-    weights = run_dir / "weights"
-    return (
-        weights / "warp"
-        if iteration == config.iterations
-        else weights / f"iteration_{iteration}/liti"
-    )
-
-
-@contextmanager
-def _progress(
-    config: WarpConfig, run_dir: Path, iteration: int, runs: Sequence[int]
-) -> Iterator[None]:
-    """A bar that counts the steps that the runs have logged; the runs are in other processes."""
-    logs = [_log_path(run_dir, iteration, m) for m in runs]
-    finished = threading.Event()
-
-    def watch() -> None:
-        def done() -> int:
-            return sum(len(read_jsonl(log)) for log in logs)
-
-        with tqdm(desc=f"{config.name}, i = {iteration}", total=len(runs) * config.steps,
-                  initial=done(), mininterval=5) as bar:  # fmt: skip
-            while True:
-                last = finished.wait(1)
-                bar.update(done() - bar.n)
-                if last:
-                    return
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        thread.join()
-
-
-def sft_completions(world: World, config: WarpConfig, folder: Path) -> Completions:
-    """θ_sft's completions and rewards, computed once for all experiments that share them."""
-    asked = [config.seed, config.temperature, config.max_new_tokens, config.positive_label,
-             world.prompts.evaluation]  # fmt: skip
-    key = hashlib.sha256(json.dumps([world.identity, asked]).encode()).hexdigest()[:24]
-    path = folder / key
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{key}.lock"):  # another experiment may be making them just now
-        if not path.is_dir():
-            made = complete(
-                world.sft, world.tokenizer, world.reward, world.prompts.evaluation, config
-            )
-            tensors = {"rewards": torch.tensor(made.rewards, dtype=torch.float64)}
-            for i, rollout in enumerate(made.rollouts):
-                tensors |= {f"{i}.{name}": tensor.cpu() for name, tensor in vars(rollout).items()}
-            with appearing(path, total_bytes(tensors)) as staging:
-                save_file(tensors, staging / COMPLETIONS)
-            return made
-    verify(path, COMPLETIONS)
-    tensors = load_file(path / COMPLETIONS, device=str(world.sft.device))
-    batches = sum(name.endswith(".tokens") for name in tensors)
-    rollouts = [Rollout(*(tensors[f"{i}.{name}"] for name in FIELDS)) for i in range(batches)]
-    texts = [text for rollout in rollouts for text in rollout.texts(world.tokenizer)]
-    return Completions(rollouts, texts, tensors["rewards"].tolist(), kls=[])
-
-
-def _training_reward(config: WarpConfig, run_dir: Path) -> list[float]:
-    rows = sealed_jsonl(run_dir / "metrics.jsonl")
-    iterations = range(1, config.iterations + 1)
-    return [
-        float(np.mean([row["reward"] for row in rows if row["iteration"] == i])) for i in iterations
-    ]
-
-
-def _cpu(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.cpu() for name, tensor in theta.items()}
-
-
-def _degrees(angles: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Group -> angle of each pair of runs in degrees, for JSON; null where a run did not move."""
-
-    def rounded(angle: float) -> float | None:
-        return None if np.isnan(angle) else round(float(np.degrees(angle)), 4)
-
-    return {group: [[rounded(a) for a in row] for row in matrix.tolist()]
-            for group, matrix in angles.items()}  # fmt: skip

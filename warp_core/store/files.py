@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from warp_core.errors import DamagedError, StorageError
+from warp_core.store.errors import DamagedError, StorageError
 
 SUMS = "SHA256SUMS"
 GB = 1e9
@@ -118,17 +118,17 @@ def sealed_text(path: Path) -> str:
     return _sealed(path).decode()
 
 
-def sealed_json(path: Path) -> Any:
-    """The content of a sealed JSON file; DamagedError where it is not what was written."""
-    return json.loads(_sealed(path))
-
-
-def sealed_jsonl(path: Path, folder: Path | None = None) -> list[dict[str, Any]]:
-    """The rows of a sealed JSON-lines file; DamagedError where it is not what was written.
+def sealed_json(path: Path, folder: Path | None = None) -> Any:
+    """The content of a sealed JSON file; DamagedError where it is not what was written.
 
     Args:
         folder: that it is a part of, if it cannot be made again without it.
     """
+    return json.loads(_sealed(path, folder))
+
+
+def sealed_jsonl(path: Path, folder: Path | None = None) -> list[dict[str, Any]]:
+    """The rows of a sealed JSON-lines file, as `sealed_json`."""
     return _rows(_sealed(path, folder))
 
 
@@ -177,11 +177,12 @@ def _write_sums(folder: Path, sums: Mapping[str, Iterable[str]]) -> None:
 
 
 @contextmanager
-def appearing(folder: Path, size: int) -> Iterator[Path]:
-    """A folder to write into, which then appears as `folder`: whole, sealed, on disk; or not at all.
+def appearing(folder: Path, size: int, seal: bool = True) -> Iterator[Path]:
+    """A folder to write into, which then appears as `folder`: whole, or not at all.
 
     Args:
         size: bytes that will be written; StorageError where they have no room.
+        seal: it and the folders in it get their checksums and are brought to the disk.
     """
     make_room(folder, size)
     with writing(folder, size):
@@ -190,14 +191,21 @@ def appearing(folder: Path, size: int) -> Iterator[Path]:
             staging = Path(temporary) / "model"
             staging.mkdir()
             yield staging
-            _write_sums(staging, {path.name: [_digest(path)] for path in sorted(staging.iterdir())})
-            for path in staging.iterdir():
-                _to_disk(path)
-            _to_disk(staging)
+            if seal:
+                for each in [*(path for path in staging.rglob("*") if path.is_dir()), staging]:
+                    _seal_folder(each)
             if folder.exists():  # of an attempt that ended before its results were whole
                 shutil.rmtree(folder)
             staging.rename(folder)
         _to_disk(folder.parent)
+
+
+def _seal_folder(folder: Path) -> None:
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+    _write_sums(folder, {path.name: [_digest(path)] for path in files})
+    for path in files:
+        _to_disk(path)
+    _to_disk(folder)
 
 
 def verify(folder: Path, *names: str) -> None:
@@ -213,9 +221,14 @@ def verify(folder: Path, *names: str) -> None:
             raise _damaged(path, folder)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what processes that were killed had begun to write; none may be at work there."""
-    for path in [path for path in folder.rglob(".*") if _LEFT.fullmatch(path.name)]:
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove what processes that were killed had begun to write; none may be at work there.
+
+    Args:
+        name: of the one file or folder that they had begun; else all below `folder`.
+    """
+    begun = folder.glob(f".{name}-*") if name else folder.rglob(".*")
+    for path in [path for path in begun if _LEFT.fullmatch(path.name)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 

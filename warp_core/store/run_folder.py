@@ -1,36 +1,27 @@
-"""The run folder: open it, lock it, know what is done in it.
+"""The run folder that people look at: whose it is, who works in it, what it has taken.
 
-params.yaml, meta.json, metrics.jsonl, summary.json, samples.jsonl, timing.json, weights/ (README has
-the table).
+params.yaml and meta.json say what it holds; metrics.jsonl, summary.json, samples.jsonl, front.jsonl
+are its results, weights/ shows policies of the store (README has the table).
 """
 
-import os
-import platform
-import subprocess
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
-from warp_core.errors import BusyError, ConfigError, DamagedError, Interrupted
-from warp_core.files import (
-    make_room,
-    seal_json,
-    seal_text,
-    sealed_json,
-    sealed_text,
-    sweep,
-)
-from warp_core.interrupts import terminated_as_interrupted
+from warp_core.store.errors import BusyError, ConfigError, DamagedError, Interrupted
+from warp_core.store.files import make_room, seal_json, seal_text, sealed_json, sealed_text, sweep
+from warp_core.store.machine import describe_machine
+from warp_core.store.signals import terminated_as_interrupted
 
-PACKAGES = ("torch", "transformers", "safetensors", "numpy")
+LAYOUT = 2  # of a run folder; in 1 the folder itself held what the store holds now
 PATIENCE = 10  # seconds; the processes of one that was killed need a moment to end
-NOT_COMPARED = {"title", "workers", "run_dir", "checkpoint_every"}  # they change no number
+# They change no number.
+NOT_COMPARED = {"title", "workers", "run_dir", "checkpoint_every", "keep_weights"}
 
 
 def project_root() -> Path:
@@ -63,20 +54,27 @@ def check_run(params: dict[str, Any], run_dir: Path, identity: dict[str, str]) -
         return
     try:
         there = yaml.safe_load(sealed_text(run_dir / "params.yaml"))
-        there |= sealed_json(run_dir / "meta.json")["identity"]
+        meta = sealed_json(run_dir / "meta.json")
     except (DamagedError, OSError) as error:
-        raise DamagedError(f"{str(error).partition(';')[0]}; it says what the folder holds: delete "
-                           f"all of {run_dir}, or choose another run_dir") from None  # fmt: skip
+        raise DamagedError(
+            f"{str(error).partition(';')[0]}; it says what the folder holds: delete "
+            f"all of {run_dir}, or choose another run_dir"
+        ) from None
+    if meta.get("layout") != LAYOUT:
+        raise ConfigError(
+            f"run_dir: {str(run_dir)!r} was made by an older version, which this one does not "
+            "continue; its summary.json and weights stay readable: move the folder away (and the "
+            "folder sft beside it), or choose another run_dir"
+        )
+    there |= meta["identity"]
     differences = [
         f"  {key}: {there.get(key)!r} there, {value!r} asked for"
         for key, value in (params | identity).items()
         if key not in NOT_COMPARED and there.get(key) != value
     ]
     if differences:
-        raise ConfigError("\n".join([
-            f"run_dir: {str(run_dir)!r} holds another experiment:", *differences,
-            "choose another run_dir, or delete that folder",
-        ]))  # fmt: skip
+        lines = [f"run_dir: {str(run_dir)!r} holds another experiment:", *differences]
+        raise ConfigError("\n".join([*lines, "choose another run_dir, or delete that folder"]))
 
 
 def finished(run_dir: Path, results: Sequence[str]) -> dict[str, Any] | None:
@@ -86,6 +84,26 @@ def finished(run_dir: Path, results: Sequence[str]) -> dict[str, Any] | None:
     for name in results[1:]:
         sealed_text(run_dir / name)
     return sealed_json(run_dir / results[0])
+
+
+def computed_once(
+    params: dict[str, Any],
+    run_dir: Path,
+    identity: dict[str, str],
+    results: Sequence[str],
+    resources: AbstractContextManager[Any],
+    compute: Callable[[], dict[str, Any]],
+) -> dict[str, Any]:
+    """What `compute` gives, which writes the result files; if they are there, what they hold.
+
+    Args:
+        resources: entered before anything is created; refuses where memory or disk are short.
+    """
+    check_run(params, run_dir, identity)
+    if summary := finished(run_dir, results):
+        return summary
+    with resources, open_run(params, run_dir, identity):
+        return finished(run_dir, results) or compute()
 
 
 @contextmanager
@@ -102,7 +120,8 @@ def open_run(params: dict[str, Any], run_dir: Path, identity: dict[str, str]) ->
         with FileLock(run_dir / ".lock", timeout=PATIENCE):
             sweep(run_dir)
             if not (run_dir / "params.yaml").is_file():
-                seal_json(run_dir / "meta.json", describe_machine() | {"identity": identity})
+                about = {"layout": LAYOUT, "identity": identity}
+                seal_json(run_dir / "meta.json", describe_machine() | about)
                 text = yaml.safe_dump(params, allow_unicode=True, sort_keys=False)
                 seal_text(run_dir / "params.yaml", text)
             start, before = time.monotonic(), seconds_of(run_dir)
@@ -112,8 +131,10 @@ def open_run(params: dict[str, Any], run_dir: Path, identity: dict[str, str]) ->
             except KeyboardInterrupt as error:
                 if isinstance(error, Interrupted):  # it says more
                     raise
-                raise Interrupted(f"{run_dir}: stopped; all that was done is kept, and the same "
-                                  "command goes on from there") from None  # fmt: skip
+                raise Interrupted(
+                    f"{run_dir}: stopped; all that was done is kept, and the same command goes on "
+                    "from there"
+                ) from None
             finally:
                 seconds = before + time.monotonic() - start
                 seal_json(run_dir / "timing.json", {"seconds": seconds})
@@ -128,47 +149,3 @@ def seconds_of(run_dir: Path) -> float:
     """What the folder's results have taken up to now, all attempts together."""
     path = run_dir / "timing.json"
     return float(sealed_json(path)["seconds"]) if path.is_file() else 0.0
-
-
-def load_summaries(runs_dir: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """summary.json of those of the named runs that are finished, in the order of the names."""
-    paths = {name: runs_dir / name / "summary.json" for name in names}
-    found = {name: sealed_json(path) for name, path in paths.items() if path.is_file()}
-    if not found:
-        raise FileNotFoundError(
-            f"{runs_dir}: none of {', '.join(paths)} is finished in it; run the experiments first"
-        )
-    return found
-
-
-def describe_machine() -> dict[str, Any]:
-    """What the numbers were made with: versions, commit, device, cores, threads."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty",
-           "--abbrev=12"]  # fmt: skip
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    except OSError:  # no git
-        commit = ""
-    import torch  # seconds, which those who only read results need not wait
-
-    cuda = torch.cuda.is_available()
-    return {
-        "commit": commit or "unknown",
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in PACKAGES},
-        "device": torch.cuda.get_device_name() if cuda else _cpu_name(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(),
-    }
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -1,0 +1,45 @@
+"""A run's steps, one after the other: logged, saved, stopped; what is left of them if interrupted."""
+
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from warp_core.store.checkpoint import Checkpoint
+
+
+class Steps(Protocol):
+    """What is asked for its steps one at a time: `warp_core.train.Run`."""
+
+    t: int
+    whole: bool
+
+    def gradient(self) -> dict[str, Any]: ...
+    def update(self) -> None: ...
+    def undo(self) -> None: ...
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+def to_the_end(run: Steps, checkpoint: Checkpoint, max_kl: float) -> list[dict[str, Any]]:
+    """Lines 5 to 10, from the last checkpoint on; returns the rows of all steps, with their seconds.
+
+    A batch whose KL to the anchor is above `max_kl` (0: none is) ends the run with the weights before
+    its last update. Ctrl-C saves all whole steps.
+    """
+    if state := checkpoint.restore():
+        run.restore(state)
+    beyond: dict[str, Any] = {}
+    with checkpoint.kept_if_interrupted(lambda: run.state() if run.whole else None):
+        while run.t < checkpoint.steps:
+            start = time.perf_counter()
+            row = run.gradient()
+            if 0 < max_kl < row["kl_anchor"]:
+                beyond = row | {"stopped": True, "seconds": time.perf_counter() - start}
+                break
+            with checkpoint.step(row, run.state):
+                run.update()
+                row["seconds"] = time.perf_counter() - start
+    if beyond:  # out of there: no state may be saved that has gone back
+        checkpoint.append(beyond)
+        run.undo()
+    return checkpoint.rows()

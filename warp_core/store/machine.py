@@ -1,0 +1,83 @@
+"""What numbers were made with: code, versions, device."""
+
+import ast
+import hashlib
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "safetensors", "numpy")
+MORE = (
+    "engine/draw.py",
+    "engine/loop.py",
+    "engine/tape.py",
+    "store/tensors.py",
+)  # decide numbers too
+LIBRARY = Path(__file__).resolve().parent.parent
+
+
+def describe_machine() -> dict[str, Any]:
+    """Versions, commit, code of the method, device, cores, threads."""
+    import torch  # seconds, which those who only read results need not wait
+
+    cuda = torch.cuda.is_available()
+    return {
+        "commit": _commit(),
+        "code": code_of_the_method(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in PACKAGES},
+        "device": torch.cuda.get_device_name() if cuda else _cpu_name(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+    }
+
+
+def cores() -> int:
+    """That this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _NoDocstrings(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node
+
+
+@cache
+def code_of_the_method() -> str:
+    """Digest of what decides numbers: the paper's files, world/ and MORE; not their comments.
+
+    Results made by other code are told apart by it, though what names a result leaves it out: a
+    change of a sentence must not cost a day of computing.
+    """
+    files = [*LIBRARY.glob("*.py"), *(LIBRARY / "world").glob("*.py")]
+    digest = hashlib.sha256()
+    for file in sorted([*files, *(LIBRARY / name for name in MORE)]):
+        tree = _NoDocstrings().visit(ast.parse(file.read_text(encoding="utf-8")))
+        digest.update(ast.unparse(tree).encode())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _commit() -> str:
+    git = ["git", "-C", str(LIBRARY), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        said = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git
+        said = ""
+    return said or "unknown"
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,221 @@
+"""The one mechanism that names results: what decides a result has a digest, and it is kept under it.
+
+A `Task` says how a result is made: a function, its plain arguments, and the results it reads. All
+that the function is given decides the result, but for hints (where to find something, how often to
+save), so nothing that decides it can be left out of its name. The result is a folder, STORE/NAME,
+which appears whole; what is there is never computed again, whoever asks. Its small files stay; its
+`weights/` can be dropped when nothing will read them, and are made again if something has to.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from warp_core.store.files import (
+    SUMS,
+    appearing,
+    read_jsonl,
+    seal_json,
+    sealed_json,
+    sealed_jsonl,
+    sweep,
+    verify,
+)
+from warp_core.store.machine import describe_machine
+
+WEIGHTS = "weights"
+STEPS = "steps.jsonl"
+
+
+@dataclass(frozen=True)
+class Task:
+    """How a result is made: `make(out, **inputs, **arguments, **hints)` fills the folder `out`.
+
+    One that logs `steps` is also given `work`, a folder that outlives a kill, for its log and its
+    checkpoints; it is removed once the result is there.
+    """
+
+    kind: str
+    make: Callable[..., None]
+    arguments: Mapping[str, Any]
+    """Plain values that decide the result."""
+    inputs: Mapping[str, "Task | list[Task]"] = field(default_factory=dict)
+    """Results that are read; the function gets their folders, of those with weights the weights'."""
+    hints: Mapping[str, Any] = field(default_factory=dict)
+    """Plain values that do not decide the result."""
+    label: str = ""
+    """What people call it."""
+    steps: int = 0
+    """Lines that its log will have, where it logs."""
+    size: int = 0
+    """Bytes of its `weights/`, which can be dropped; 0: it has none."""
+    scratch: int = 0
+    """Bytes of its checkpoints."""
+
+    @cached_property
+    def decides(self) -> dict[str, Any]:
+        """All that decides the result."""
+        names = {
+            key: [task.name for task in each] if isinstance(each, list) else each.name
+            for key, each in self.inputs.items()
+        }
+        return {"kind": self.kind, **self.arguments, **names}
+
+    @cached_property
+    def name(self) -> str:
+        """KIND-DIGEST, the result's folder in the store."""
+        text = json.dumps(self.decides, sort_keys=True, ensure_ascii=False)
+        return f"{self.kind}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+
+    @property
+    def weights(self) -> bool:
+        """Whether it has weights."""
+        return self.size > 0
+
+    @property
+    def reads(self) -> list["Task"]:
+        """The tasks whose results it reads."""
+        each = (task if isinstance(task, list) else (task,) for task in self.inputs.values())
+        return [task for tasks in each for task in tasks]
+
+
+class Store:
+    """A folder of results by name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, task: Task) -> Path:
+        """Folder of its result, whether or not it is there."""
+        return self.folder / task.name
+
+    def weights(self, task: Task) -> Path:
+        """Folder of its weights, which `from_pretrained` reads."""
+        return self.path(task) / WEIGHTS
+
+    def read(self, task: Task) -> Path:
+        """The folder that others read: of the weights, if it has some."""
+        return self.weights(task) if task.weights else self.path(task)
+
+    def has(self, task: Task, weights: bool = False) -> bool:
+        """Whether its result is there, and its weights too where they are asked for."""
+        return self.path(task).is_dir() and (not weights or self.weights(task).is_dir())
+
+    def rows(self, task: Task) -> list[dict[str, Any]]:
+        """The steps of a run: all of them if it is done, else those logged so far."""
+        if self.has(task):
+            return sealed_jsonl(self.path(task) / STEPS, self.path(task))
+        return read_jsonl(self.log(task))
+
+    def origins(self, tasks: Iterable[Task]) -> dict[str, dict[str, Any]]:
+        """Of these and of all that they were made from: with what, when there, each was made."""
+        found: dict[str, dict[str, Any]] = {}
+        todo = list(tasks)
+        while todo:
+            task = todo.pop()
+            if task.name not in found and self.has(task):
+                origin = sealed_json(self.path(task) / "origin.json", self.path(task))
+                found[task.name] = {key: origin[key] for key in origin.keys() - {"decides"}}
+                todo += task.reads
+        return dict(sorted(found.items()))
+
+    def log(self, task: Task) -> Path:
+        """What a task logs while it is being computed."""
+        return self._work(task) / STEPS
+
+    def make(self, task: Task) -> None:
+        """Compute the result if it or its weights are not there; one process at a time does.
+
+        What it reads is made first where it is missing: another program may have dropped it meanwhile.
+        """
+        for each in task.reads:
+            if not self.has(each, each.weights):
+                self.make(each)
+        with self._locked(task.name):
+            if self.has(task, task.weights):
+                return
+            sweep(self.folder, task.name)
+            start = time.monotonic()
+            folders: dict[str, Any] = {
+                key: [self.read(one) for one in each] if isinstance(each, list) else self.read(each)
+                for key, each in task.inputs.items()
+            }
+            if task.steps:
+                folders["work"] = self._work(task)
+            with appearing(self.path(task), task.size) as out:
+                task.make(out, **folders, **task.arguments, **task.hints)
+                origin = describe_machine() | {"seconds": time.monotonic() - start}
+                seal_json(out / "origin.json", origin | {"decides": task.decides})
+            shutil.rmtree(self._work(task), ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Remove what killed processes had begun, and checkpoints of what is done."""
+        unfinished = {path.name for path in (self.folder / "unfinished").glob("*")}
+        begun = {path.name[1:].rpartition("-")[0] for path in self.folder.glob(".*-*-*")}
+        for name in unfinished | begun:
+            with suppress(Timeout), self._locked(name, 0):  # else somebody is at work on it
+                sweep(self.folder, name)
+                if (self.folder / name / WEIGHTS).is_dir():
+                    shutil.rmtree(self.folder / "unfinished" / name, ignore_errors=True)
+
+    def drop(self, task: Task) -> None:
+        """Remove weights that nothing will read, unless a run folder shows them."""
+        weights = self.weights(task)
+        if weights.is_dir() and all(path.stat().st_nlink == 1 for path in weights.iterdir()):
+            with self._locked(task.name):
+                hidden = tempfile.mkdtemp(dir=self.folder, prefix=f".{task.name}-")
+                weights.rename(Path(hidden) / WEIGHTS)
+                shutil.rmtree(hidden)
+
+    def show(self, task: Task, folder: Path) -> None:
+        """Its weights at a place where people look for them: hard links, or copies without them.
+
+        Raises DamagedError where they are not what was written; nothing need have read them since.
+        """
+        source = self.weights(task)
+        files = list(source.iterdir())
+        verify(source, *(path.name for path in files if path.name != SUMS))
+        if folder.is_dir() and all(_same(path, folder / path.name) for path in files):
+            return
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            staging = Path(temporary) / folder.name
+            staging.mkdir()
+            for path in files:
+                try:
+                    os.link(path, staging / path.name)
+                except OSError:
+                    shutil.copy2(path, staging)
+            if folder.exists():
+                shutil.rmtree(folder)
+            staging.rename(folder)
+
+    @contextmanager
+    def _locked(self, name: str, seconds: float = -1) -> Iterator[None]:
+        """Held by one process, and by none when it has been killed."""
+        locks = self.folder / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with FileLock(locks / f"{name}.lock", seconds):
+            yield
+
+    def _work(self, task: Task) -> Path:
+        return self.folder / "unfinished" / task.name
+
+
+def _same(a: Path, b: Path) -> bool:
+    """One file, or a copy as it was made."""
+    if not b.is_file():
+        return False
+    about = [(each.stat().st_size, each.stat().st_mtime_ns) for each in (a, b)]
+    return about[0] == about[1]

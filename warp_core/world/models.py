@@ -1,0 +1,231 @@
+"""Load and save a policy or the classifier behind a reward model.
+
+A policy is any causal LM that transformers' Auto classes load: from an asset, a GGUF file, a local
+folder or a hub id. Weights are read and written as safetensors (or GGUF) alone, never pickles, and
+no code that comes with a model is run. Everything is float32, on CUDA if it is there, and dropout is
+off: the policy that is sampled must be the policy whose gradient is taken.
+"""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import Cache, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from warp_core.store.errors import ConfigError, DamagedError
+from warp_core.store.files import appearing, verify
+from warp_core.world.assets import PREFIX, asset_path, cache_dir, made_once
+
+TOKENIZER = "a tokenizer", transformers.AutoTokenizer
+CAUSAL_LM = "a causal language model", transformers.AutoModelForCausalLM
+CLASSIFIER = "a trained sequence classifier", transformers.AutoModelForSequenceClassification
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+transformers.logging.disable_progress_bar()  # a model loads in a second; many bars hide our own
+
+
+def load_policy(spec: str) -> Loaded:
+    """Policy and tokenizer (it pads on the left) of `asset:NAME`, a `.gguf` file, a folder or a hub id.
+
+    Raises ConfigError: there is no such model, it is no causal LM, or it has no tokenizer.
+    """
+    source = str(asset_path(spec) / "model.gguf") if spec.startswith(PREFIX) else spec
+    if source.endswith(".gguf"):
+        source = str(_converted(Path(source)))
+    model, tokenizer = _load("policy", source, CAUSAL_LM)
+    if tokenizer.eos_token_id is None:
+        raise _refused("policy", spec, "its tokenizer names no end-of-text token")
+    tokenizer.padding_side = "left"
+    known, embedded = len(tokenizer), model.get_input_embeddings().num_embeddings
+    if known > embedded:
+        why = f"its tokenizer knows {known} tokens, its model only {embedded}"
+        raise _refused("policy", spec, f"{why}: they do not belong together")
+    if type(head := model.get_output_embeddings()) is nn.Linear:
+        head.__class__ = OutputLayer
+    return model, tokenizer
+
+
+class OutputLayer(nn.Linear):
+    """A policy's last layer, which gives its logits in float32 under autocast too.
+
+    bf16 knows logits near 16 to 0.06 alone: log-probabilities were off by up to 0.13 nats a token.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+def load_classifier(spec: str, labels: int | None = None) -> Loaded:
+    """A sequence classifier and its tokenizer.
+
+    Args:
+        spec: `asset:NAME`, a local folder, or a hub id.
+        labels: size of a new head, for a body that is to be trained; None: the head it has.
+
+    Raises ConfigError: there is no such model, it has no classification head, or no tokenizer.
+    """
+    source = str(asset_path(spec)) if spec.startswith(PREFIX) else spec
+    model, tokenizer = _load("reward_model", source, CLASSIFIER, labels)
+    # Classifiers on a causal LM read the last token that is no pad: both must name the same one.
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def _load(key: str, source: str, kind: tuple[str, Any], labels: int | None = None) -> Any:
+    """A model and its tokenizer; `labels`: with a new head, so that weights may be missing."""
+    folder = Path(source)
+    if source.startswith((".", "/", "~", "runs/")) and not folder.is_dir():
+        raise _refused(key, source, "there is no such folder")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise _refused(key, source, "the folder has no config.json")
+    try:
+        verify(folder)
+    except DamagedError as error:
+        raise _refused(key, source, error) from None
+    tokenizer = _attempt(key, source, TOKENIZER)
+    # Where its files are missing, transformers makes one up, of special tokens alone.
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise _refused(key, source, "cannot load a tokenizer from it: no vocabulary")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    head = {} if labels is None else {"num_labels": labels}
+    model, info = _attempt(key, source, kind, **options, **head)
+    missing = ", ".join(sorted(info["missing_keys"]))  # transformers fills them with random numbers
+    if missing and labels is None:
+        raise _refused(key, source, f"it is not {kind[0]}, weights are missing: {missing[:200]}")
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+
+
+def _attempt(key: str, source: str, kind: tuple[str, Any], **options: Any) -> Any:
+    what, auto = kind
+    try:
+        return auto.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        given = str(Path(source) / options.get("gguf_file", ""))
+        raise _refused(key, given, f"cannot load {what} from it: {str(error)[:600]}") from error
+
+
+def _refused(key: str, given: str, why: object) -> ConfigError:
+    return ConfigError(f"{key}: {given!r} given; {why}")
+
+
+def _converted(gguf: Path) -> Path:
+    """The GGUF file as a float32 safetensors folder in the cache, made once a content."""
+    if not gguf.is_file():
+        raise _refused("policy", str(gguf), "there is no such file")
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return made_once(cache_dir() / "converted" / digest[:32], lambda folder: _convert(gguf, folder))
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    given = {"key": "policy", "source": str(gguf.parent), "gguf_file": gguf.name}
+    tokenizer = _attempt(kind=TOKENIZER, **given)
+    plain = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+    save_policy(_attempt(kind=CAUSAL_LM, **given, **plain), tokenizer, folder)
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Tokens and attention mask of the prompts, both (B, P), padded on the left."""
+    batch = tokenizer(list(prompts), padding=True, padding_side="left", return_tensors="pt")
+    return batch["input_ids"].to(device), batch["attention_mask"].to(device)
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the token that ends a completion."""
+    token = tokenizer.eos_token_id
+    assert isinstance(token, int)  # load_policy refuses tokenizers without one
+    return token
+
+
+def forward_logits(
+    model: PreTrainedModel, tokens: Tensor, mask: Tensor, keep: int, cache: Cache | None = None
+) -> Tensor:
+    """Logits of the last `keep` positions: (B, keep, V).
+
+    Args:
+        tokens: (B, S); with a cache, only those it has not seen.
+        mask: (B, all tokens up to now).
+
+    Position ids come from the mask: padding on the left moves nothing (ALiBi reads it itself).
+    """
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+    some = {"position_ids": positions, "logits_to_keep": keep}
+    takes = inspect.signature(model.forward).parameters
+    options = {key: value for key, value in some.items() if key in takes}
+    options |= {"past_key_values": cache, "use_cache": cache is not None}
+    return model(input_ids=tokens, attention_mask=mask, **options).logits[:, -keep:]
+
+
+def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """θ: what the model stores, by name, tied tensors once; the tensors themselves, no copies.
+
+    Some models store buffers too: the expert biases of a mixture, say. The names are those that the
+    model has in memory; `write_policy` says which ones its files have.
+    """
+    stored = model.state_dict().keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
+    return {name: parameter.detach() for name, parameter in model.named_parameters()} | buffers
+
+
+@torch.no_grad()
+def set_weights(model: PreTrainedModel, theta: Mapping[str, Tensor]) -> None:
+    """Copy θ into the model, name by name; raises KeyError where a name is missing."""
+    for name, tensor in weights_of(model).items():
+        tensor.copy_(theta[name])
+
+
+def write_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write what `from_pretrained` reads into a new or empty folder; the caller seals it.
+
+    model.safetensors names the tensors as the model's checkpoint does, tied ones once, so that other
+    programs find them: `save_pretrained` takes apart what transformers joins in memory, such as a
+    mixture's experts. It is one file: shards, which a hub needs for uploads, are only more to check
+    and to merge. generation_config.json has the stop tokens.
+    """
+    model.save_pretrained(folder, max_shard_size=2**63)
+    tokenizer.save_pretrained(folder)
+
+
+def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """`write_policy` to a folder that appears whole and sealed or, by StorageError, not at all."""
+    with appearing(folder, total_bytes(model)) as staging:
+        write_policy(model, tokenizer, staging)
+
+
+def total_bytes(model: PreTrainedModel) -> int:
+    """What its weights take in a file, but for its header."""
+    return sum(tensor.nbytes for tensor in weights_of(model).values())
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """sha256 of a model's configuration and weights, wherever they were loaded from."""
+    of_the_file = {"_name_or_path", "transformers_version", "dtype", "architectures"}
+    settings = model.config.to_dict()
+    computed = {key: settings[key] for key in sorted(settings.keys() - of_the_file)}
+    digest = hashlib.sha256(json.dumps(computed, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def digests(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """`fingerprint` of the model as sha256, and, as tokenizer, of how that makes tokens of texts."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend else tokenizer.get_vocab()
+    for of_the_last_call in ("padding", "truncation"):
+        rules.pop(of_the_last_call, None)
+    about = [rules, tokenizer.special_tokens_map, str(tokenizer.chat_template)]
+    text = json.dumps(about, sort_keys=True, default=str)
+    return {"sha256": fingerprint(model), "tokenizer": hashlib.sha256(text.encode()).hexdigest()}
