@@ -14,10 +14,11 @@ export MKL_CBWR := AUTO,STRICT
 export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := 1099511627776
 
-.PHONY: help report smoke test torture lint bench clean distclean
+.PHONY: help report fresh smoke test torture lint bench clean distclean
 
 help:
 	@echo "make report     models, data, all experiments, reports/warp_report.html; goes on where it stopped"
+	@echo "make fresh      the same, with all numbers made anew that other code of the method made"
 	@echo "make smoke      the same at tiny sizes, in runs/smoke"
 	@echo "make test       all tests"
 	@echo "make torture    programs killed, interrupted and damaged at 60 moments; 40 minutes"
@@ -27,11 +28,15 @@ help:
 	@echo "make distclean  remove .venv and all of runs/ too"
 
 report: $(READY)
-	@$(BIN)/python -m warp_core.assets > /dev/null
+	@$(BIN)/python -m warp_core.world.assets > /dev/null
 	@$(BIN)/python -m reports.build
 
+fresh: $(READY)
+	@$(BIN)/python -m warp_core.world.assets > /dev/null
+	@$(BIN)/python -m reports.build --fresh
+
 smoke: $(READY)
-	@$(BIN)/python -m warp_core.assets > /dev/null
+	@$(BIN)/python -m warp_core.world.assets > /dev/null
 	@$(BIN)/python -m reports.build --smoke
 
 test: $(READY)

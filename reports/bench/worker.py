@@ -1,8 +1,8 @@
-"""One of our runs, a step at a time: what `bench.py` starts, talks to and times.
+"""One of our runs, a step at a time: what `steps.py` starts, talks to and times.
 
 Reads a JSON line, does what it says, answers with one:
-    {"do": "peak", "threads": 1}   -> {"gflops": …}, of square float32 products (or of `dtype`)
-    {"do": "step", "threads": 1}   -> {"seconds": …, "tokens": …, "parts": {part: seconds}}
+    {"do": "peak", "threads": 1, "precision": "bf16"} -> {"gflops": …}, of square products
+    {"do": "step", "threads": 1} -> {"seconds": …, "tokens": …, "parts": {part: seconds}}
 The answer to the first step has the operations of each part too. The end of the input ends it.
 """
 
@@ -13,7 +13,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,25 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from warp_core import rollout, train
 from warp_core.config import WarpConfig
-from warp_core.models import load_policy
-from warp_core.reward import load_reward
+from warp_core.engine.tape import taped
+from warp_core.world.models import load_policy
+from warp_core.world.reward import load_reward
 
 SIDE, PRODUCTS = 2048, 5
 
 
-def peak(threads: int, dtype: str = "float32") -> float:
+def peak(threads: int, precision: str) -> float:
     """Billions of operations a second in square products: the median of a few."""
     torch.set_num_threads(threads)
-    side = SIDE if dtype == "float32" else SIDE // 2
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    a, b = (torch.randn(side, side, device=device).to(getattr(torch, dtype)) for _ in range(2))
+    a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
     took = []
     for _ in range(PRODUCTS):
         start = time.perf_counter()
         (a @ b)[0, 0].item()
         took.append(time.perf_counter() - start)
-    return 2 * side**3 / statistics.median(took) / 1e9
+    return 2 * SIDE**3 / statistics.median(took) / 1e9
 
 
 class Parts:
@@ -47,8 +48,8 @@ class Parts:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self.operations: dict[str, int] = defaultdict(int)
-        self.counter: FlopCounterMode | None = None
+        self.operations: dict[str, float] = defaultdict(int)
+        self.counter: FlopCounterMode | None = FlopCounterMode(display=False)  # of the first step
 
     @contextmanager
     def timed(self, part: str) -> Any:
@@ -68,28 +69,27 @@ class Parts:
 
         return wrapped
 
-    def take(self) -> dict[str, float]:
-        """The seconds since the last call; decoding is what prefill leaves of sampling."""
-        seconds = dict(self.seconds)
+    def step(self, run: train.Run) -> dict[str, Any]:
+        """One step; decoding is what prefill leaves of sampling."""
         self.seconds.clear()
-        seconds["decode"] = seconds.pop("sample") - seconds["prefill"]
-        return seconds
-
-    def counted(self) -> dict[str, int]:
-        """The operations of the first step, in the same parts."""
-        return {part: count for part, count in self.operations.items() if part != "sample"} | {
-            "decode": self.operations["sample"] - self.operations["prefill"]
-        }
+        with self.counter or nullcontext():
+            start = time.perf_counter()
+            row = run.step()
+            seconds = time.perf_counter() - start
+        counted = {"operations": self.operations} if self.counter else {}
+        self.counter = None
+        for parts in (self.seconds, *counted.values()):
+            parts["decode"] = parts.pop("sample") - parts["prefill"]
+        return {"seconds": seconds, "tokens": row["tokens"], "parts": self.seconds} | counted
 
 
 def watch(parts: Parts, policy: torch.nn.Module) -> None:
-    """From here on, every step of `train_run` leaves its seconds in `parts`."""
+    """From here on, every step leaves the seconds of what it calls in `parts`."""
     forward = rollout.forward_logits
 
     def first_of_sampling(model: Any, tokens: Any, mask: Any, keep: int, cache: Any = None) -> Any:
-        if cache is None or tokens.shape != mask.shape:
-            return forward(model, tokens, mask, keep, cache)
-        with parts.timed("prefill"):
+        prefill = cache is not None and tokens.shape == mask.shape
+        with parts.timed("prefill") if prefill else nullcontext():
             return forward(model, tokens, mask, keep, cache)
 
     rollout.forward_logits = first_of_sampling
@@ -97,9 +97,9 @@ def watch(parts: Parts, policy: torch.nn.Module) -> None:
     train.logprob = parts.wrap(
         train.logprob, lambda model, *_: "forward" if model is policy else "anchor"
     )
-    train.ema_update_ = parts.wrap(train.ema_update_, lambda *_: "update")
-    train.get_total_norm = parts.wrap(train.get_total_norm, lambda *_: "update")
-    torch.optim.Adam.step = parts.wrap(torch.optim.Adam.step, lambda *_: "update")
+    update = (train, "ema_update_"), (train, "get_total_norm"), (torch.optim.Adam, "step")
+    for place, name in update:
+        setattr(place, name, parts.wrap(getattr(place, name), lambda *_: "update"))
     torch.Tensor.backward = parts.wrap(torch.Tensor.backward, lambda *_: "backward")
 
 
@@ -108,37 +108,22 @@ def serve(settings: Mapping[str, Any]) -> None:
     config = WarpConfig(**settings["config"])
     prompts = json.loads(Path(settings["prompts"]).read_text(encoding="utf-8"))
     policy, tokenizer = load_policy(config.policy)
-    reward = load_reward(config.reward_model, config.positive_label)
     parts = Parts()
+    reward = parts.wrap(
+        load_reward(config.reward_model, config.positive_label), lambda *_: "reward"
+    )
     watch(parts, policy)
-
-    def wait() -> None:
-        """Answer what is asked until it is a step."""
+    anchor = copy.deepcopy(policy)
+    run = train.Run(policy, anchor, tokenizer, reward, prompts, config, config.seed)
+    _say({"ready": True})
+    with taped(policy, config.max_new_tokens):
         for line in sys.stdin:
             asked = json.loads(line)
-            if asked.pop("do") == "step":
+            if asked.pop("do") == "peak":
+                _say({"gflops": peak(**asked)})
+            else:
                 torch.set_num_threads(asked["threads"])
-                return
-            _say({"gflops": peak(**asked)})
-        raise SystemExit
-
-    def on_step(row: dict[str, Any]) -> None:
-        seconds = parts.take()
-        answer = {"seconds": row["seconds"], "tokens": row["tokens"], "parts": seconds}
-        if parts.counter:
-            parts.counter.__exit__(None, None, None)
-            answer |= {"operations": parts.counted()}
-            parts.counter = None
-        _say(answer)
-        wait()
-
-    _say({"ready": True})
-    wait()
-    parts.counter = FlopCounterMode(display=False)
-    parts.counter.__enter__()
-    train.train_run(policy, copy.deepcopy(policy), tokenizer,
-                    parts.wrap(reward, lambda *_: "reward"), prompts, config, config.seed,
-                    on_step)  # fmt: skip
+                _say(parts.step(run))
 
 
 def _say(answer: Mapping[str, Any]) -> None:

@@ -69,8 +69,17 @@ def compile_page(parts: Sequence[Part], title: str, provenance: str, trial: bool
         "trial": {"t": "MetaBool", "c": trial},
         "lang": {"t": "MetaString", "c": "ru"},
     }
-    page = _pandoc(json.dumps(document), "json", "html5", "--standalone", "--toc", "--toc-depth=2",
-                   "--wrap=none", "--mathml", f"--template={TEMPLATE}")  # fmt: skip
+    page = _pandoc(
+        json.dumps(document),
+        "json",
+        "html5",
+        "--standalone",
+        "--toc",
+        "--toc-depth=2",
+        "--wrap=none",
+        "--mathml",
+        f"--template={TEMPLATE}",
+    )
     if faults := page_faults(page):
         raise ReportError("\n".join(["the page does not stand on its own:", *faults]))
     return page
@@ -191,5 +200,8 @@ def page_faults(page: str) -> list[str]:
     reader.feed(page)
     twice = sorted({i for i in reader.ids if reader.ids.count(i) > 1})
     nowhere = sorted(set(reader.links) - set(reader.ids))
-    return [*reader.faults, *(f"id {i!r} is there more than once" for i in twice),
-            *(f"a link leads to #{link}, which is nowhere" for link in nowhere)]  # fmt: skip
+    return [
+        *reader.faults,
+        *(f"id {i!r} is there more than once" for i in twice),
+        *(f"a link leads to #{link}, which is nowhere" for link in nowhere),
+    ]

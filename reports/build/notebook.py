@@ -1,0 +1,9 @@
+"""papermill in a process of its own, which ends when the build that started it is gone."""
+
+from papermill.cli import papermill
+
+from warp_core.store.signals import end_with_parent
+
+if __name__ == "__main__":
+    end_with_parent()
+    papermill()

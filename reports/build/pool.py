@@ -1,0 +1,66 @@
+"""All experiments of a report through one pool of processes, which keeps every core busy."""
+
+import traceback
+from collections.abc import Callable, Sequence
+
+from reports.build.page import ReportError
+from reports.build.plan import Project, Section
+from warp_core.config import ConfigError, FrontConfig, WarpConfig
+from warp_core.engine.local import LocalEngine
+from warp_core.engine.memory import available_bytes
+from warp_core.engine.progress import Progress
+from warp_core.store.errors import MessageOnly
+from warp_core.store.results import Store, Task
+from warp_core.store.run_folder import check_run
+from warp_core.warp import Experiment
+
+
+def compute(
+    project: Project, sections: Sequence[Section], look: Callable[[Progress], None]
+) -> None:
+    """Make what the notebooks of these sections will show; they find it in the store.
+
+    Raises ReportError where something could not be computed; the rest was, and is kept.
+    """
+    experiments: dict[str, Experiment] = {}  # by run folder
+    wanted: list[Task] = []
+    keep: list[Task] = []
+    for section in sections:
+        asked = section.config
+        assert isinstance(asked, WarpConfig | FrontConfig)  # the plan has checked it
+        if asked.run_dir not in experiments:
+            experiments[asked.run_dir] = _experiment(project, section, asked.run_dir)
+        experiment = experiments[asked.run_dir]
+        if isinstance(asked, FrontConfig):
+            wanted += [task for _, task in experiment.front(asked.etas)]
+        else:
+            wanted += experiment.wanted()
+        keep += experiment.kept()
+    each = max(experiment.run_bytes for experiment in experiments.values())
+    fit = max(1, available_bytes() // each)
+    engine, store = LocalEngine(useful=int(fit), look=look), Store(project.runs / "store")
+    with engine.resources(each, store, wanted, keep):
+        errors = engine.compute(store, wanted, keep)
+    if errors:
+        said = dict.fromkeys(_said(error) for error in errors.values())
+        raise ReportError(
+            "\n".join([*said, "All else is kept; the same command goes on from there."])
+        )
+
+
+def _experiment(project: Project, section: Section, run_dir: str) -> Experiment:
+    """Its run folder is looked at now: a notebook that refuses it after the work would be late."""
+    config = project.experiment(run_dir)
+    try:
+        experiment = Experiment(config)
+        check_run(config.model_dump(), section.root / config.folder, experiment.identity)
+    except ConfigError as error:
+        raise ReportError(f"{section.place}: {error}") from None
+    return experiment
+
+
+def _said(error: Exception) -> str:
+    """Its message if it is for people; else all there is to know."""
+    if isinstance(error, MessageOnly):
+        return str(error)
+    return "".join(traceback.format_exception(error))
