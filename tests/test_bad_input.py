@@ -10,43 +10,91 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warp_core.config import FrontConfig, RewardConfig, WarpConfig
-from warp_core.errors import ConfigError
+from warp_core.config import FrontConfig, WarpConfig
+from warp_core.store.errors import ConfigError
+from warp_core.world.reward_training import RewardConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBERS = {"beta", "mu", "eta", "lr", "temperature", "max_kl"}
-INTEGERS = {"iterations", "runs", "steps", "warmup_steps", "batch_size", "prompt_words",
-            "max_new_tokens", "seed", "eval_prompts", "workers", "checkpoint_every", "epochs",
-            "train_sentences"}  # fmt: skip
+INTEGERS = {
+    "iterations",
+    "runs",
+    "steps",
+    "warmup_steps",
+    "batch_size",
+    "prompt_words",
+    "max_new_tokens",
+    "seed",
+    "eval_prompts",
+    "workers",
+    "checkpoint_every",
+    "epochs",
+    "train_sentences",
+}
 TEXTS = {"title", "policy", "reward_model", "prompts", "reward_body"}
-CHOICES = {"baseline", "anchor", "precision"}
+CHOICES = {"baseline", "anchor", "precision", "keep_weights"}
 
 never_a_number = st.one_of(
-    st.none(), st.booleans(), st.sampled_from([math.nan, math.inf, -math.inf, -1e-9, -1, -(10**30)]),
-    st.lists(st.integers(), max_size=2), st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+    st.none(),
+    st.booleans(),
+    st.sampled_from([math.nan, math.inf, -math.inf, -1e-9, -1, -(10**30)]),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
     st.text(max_size=20).filter(lambda text: not _is_number(text)),
-)  # fmt: skip
+)
 never_an_integer = st.one_of(
-    never_a_number, st.floats(0, 1e6).filter(lambda x: not x.is_integer()), st.just(2**70),
-    st.just("1.5"), st.just("1e400"),
-)  # fmt: skip
+    never_a_number,
+    st.floats(0, 1e6).filter(lambda x: not x.is_integer()),
+    st.just(2**70),
+    st.just("1.5"),
+    st.just("1e400"),
+)
 never_a_text = st.one_of(
-    st.none(), st.integers(), st.floats(), st.lists(st.text(max_size=3), max_size=2), st.just(""),
+    st.none(),
+    st.integers(),
+    st.floats(),
+    st.lists(st.text(max_size=3), max_size=2),
+    st.just(""),
     st.sampled_from([" ", "\t\n", "a\0b", "\0"]),
-)  # fmt: skip
+)
 never_a_name = st.one_of(
-    never_a_text, st.sampled_from(["../up", "a/b", "/root", ".hidden", "..", ".", "a b", "a\nb", "-x",
-                                   "a\\b", "x" * 101, "~", "CON:", "%2e%2e%2f", "\u202eabc"]),
-)  # fmt: skip
+    never_a_text,
+    st.sampled_from(
+        [
+            "../up",
+            "a/b",
+            "/root",
+            ".hidden",
+            "..",
+            ".",
+            "a b",
+            "a\nb",
+            "-x",
+            "a\\b",
+            "x" * 101,
+            "~",
+            "CON:",
+            "%2e%2e%2f",
+            "\u202eabc",
+        ]
+    ),
+)
 never_a_choice = st.one_of(never_a_text, st.text(min_size=1, max_size=10).map(lambda s: s + "?"))
 BAD = (
-    dict.fromkeys(NUMBERS, never_a_number) | dict.fromkeys(INTEGERS, never_an_integer)
-    | dict.fromkeys(TEXTS, never_a_text) | dict.fromkeys(CHOICES, never_a_choice)
-    | {"name": never_a_name, "run_dir": st.one_of(st.none(), st.integers(), st.just("a\0b")),
-       "shared_run_seed": st.sampled_from([None, "perhaps", 2, -1, [], math.nan]),
-       "positive_label": st.sampled_from([None, 1, [], {}]),
-       "etas": st.sampled_from([None, [], "0", [2], [-1], [math.nan], [None], ["a"], [0, [1]], 0.5])}
-)  # fmt: skip
+    dict.fromkeys(NUMBERS, never_a_number)
+    | dict.fromkeys(INTEGERS, never_an_integer)
+    | dict.fromkeys(TEXTS, never_a_text)
+    | dict.fromkeys(CHOICES, never_a_choice)
+    | {
+        "name": never_a_name,
+        "run_dir": st.one_of(st.none(), st.integers(), st.just("a\0b")),
+        "shared_run_seed": st.sampled_from([None, "perhaps", 2, -1, [], math.nan]),
+        "positive_label": st.sampled_from([None, 1, [], {}]),
+        "etas": st.sampled_from(
+            [None, [], "0", [2], [-1], [math.nan], [None], ["a"], [0, [1]], 0.5]
+        ),
+    }
+)
 
 
 def _is_number(text: str) -> bool:
@@ -87,11 +135,38 @@ def test_every_malformed_key_is_named_in_one_message(config_class, tmp_path, mon
     check()
 
 
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("reward_body", ["", None]),
+        ("epochs", [0, 1.5, True]),
+        ("lr", [0, "2e", math.nan]),
+        ("batch_size", [1, 2.5]),
+        ("train_sentences", [-1, "all", 31]),  # less than a batch
+        ("seed", [-1]),
+        ("name", ["../up"]),
+        ("run_dir", ["\0"]),
+    ],
+)
+def test_the_training_of_a_reward_model_says_what_is_allowed(key, values):
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"^these [^\n]+\n  {key}: .* given; allowed: .+$"):
+            RewardConfig(**{key: value})
+
+
 def test_a_bad_parameter_ends_a_notebook_with_one_message_and_no_traceback(tmp_path):
     """As a person runs it: papermill from the command line."""
     out = tmp_path / "out.ipynb"
-    command = [sys.executable, "-m", "papermill", "notebooks/experiment.ipynb", str(out), "-k", "python3",
-               "--no-progress-bar"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "notebooks/experiment.ipynb",
+        str(out),
+        "-k",
+        "python3",
+        "--no-progress-bar",
+    ]
     for key, value in (("lr", "-1"), ("name", "../up"), ("stpes", "3")):
         command += ["-p", key, value]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)

@@ -1,4 +1,4 @@
-"""KL against its exact value, evaluation by prompts, errors and text statistics by hand."""
+"""KL against its exact value, evaluation by prompts, errors by hand."""
 
 import copy
 import math
@@ -7,22 +7,20 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
-from warp_core.config import WarpConfig
-from warp_core.evaluate import (
-    BATCH,
-    complete,
-    estimate,
-    evaluate_pair,
-    policy_kl,
-    sequence_kl,
-    text_statistics,
-)
-from warp_core.models import load_policy
+from warp_core import evaluate
+from warp_core.evaluate import BATCH, Completions, estimate, front_summary, policy_kl, sequence_kl
 from warp_core.rollout import completion_logits
+from warp_core.store.errors import DamagedError, EvaluationError
+from warp_core.store.files import appearing
+from warp_core.world.models import load_policy
 
 PROMPT = "a b"
-CONFIG = WarpConfig(max_new_tokens=5)
+
+
+def complete(*args, temperature=1.0, seed=0, reference=None):
+    return evaluate.complete(*args, 5, temperature, seed, reference)
 
 
 def words(texts):
@@ -104,41 +102,89 @@ def test_sequence_kl_is_float64_whatever_the_logits_are():
 
 def test_kl_of_a_policy_to_itself_is_zero_and_to_another_is_not(gpt2, other):
     model, tokenizer = gpt2
-    done = complete(model, tokenizer, words, ["good film", "bad"], CONFIG)
-    assert policy_kl(model, copy.deepcopy(model), done, CONFIG) == [0.0, 0.0]
-    assert min(policy_kl(model, other, done, CONFIG)) > 0
+    done = complete(model, tokenizer, words, ["good film", "bad"])
+    assert done.kls == [0.0, 0.0]
+    assert policy_kl(model, copy.deepcopy(model), done.rollouts, 1.0) == [0.0, 0.0]
+    assert min(policy_kl(model, other, done.rollouts, 1.0)) > 0
 
 
 def test_kl_from_the_logits_of_sampling_is_that_of_full_forward_passes(gpt2, other):
     model, tokenizer = gpt2
     prompts = ["good film", "bad", "the plot was dull", "so nice"] * 20
-    warm = CONFIG.model_copy(update={"temperature": 0.7})
-    done = complete(model, tokenizer, words, prompts, warm, reference=other)
-    assert done.kls == pytest.approx(policy_kl(model, other, done, warm), rel=1e-4)
-    itself = complete(model, tokenizer, words, prompts, warm, reference=model)
+    asked = model, tokenizer, words, prompts
+    done = complete(*asked, temperature=0.7, reference=other)
+    assert done.kls == pytest.approx(policy_kl(model, other, done.rollouts, 0.7), rel=1e-4)
+    itself = complete(*asked, temperature=0.7, reference=model)
     assert itself.texts == done.texts
     assert max(map(abs, itself.kls)) < 1e-8
     with torch.no_grad():
         other.transformer.ln_f.weight.fill_(math.nan)
-    with pytest.raises(FloatingPointError, match="KL is not finite"):
-        complete(model, tokenizer, words, prompts, warm, reference=other)
+    with pytest.raises(EvaluationError, match="KL is not finite"):
+        complete(*asked, temperature=0.7, reference=other)
 
 
 def test_kl_is_that_of_the_temperature(letters):
     p, q, _, _ = letters
     tokenizer = tiny.letters_tokenizer()
-    hot, cold = CONFIG.model_copy(update={"temperature": 100.0}), CONFIG
-    done = complete(p, tokenizer, words, [PROMPT] * 8, cold)
-    assert max(policy_kl(p, q, done, hot)) < 1e-3 < min(policy_kl(p, q, done, cold))
+    y = complete(p, tokenizer, words, [PROMPT] * 8).rollouts
+    assert max(policy_kl(p, q, y, 100.0)) < 1e-3 < min(policy_kl(p, q, y, 1.0))
 
 
 def test_a_kl_that_is_not_finite_is_an_error(gpt2, other):
     model, tokenizer = gpt2
-    done = complete(model, tokenizer, words, ["good film", "bad"], CONFIG)
+    done = complete(model, tokenizer, words, ["good film", "bad"])
     with torch.no_grad():
         other.transformer.ln_f.weight.fill_(math.nan)
-    with pytest.raises(FloatingPointError, match="KL is not finite"):
-        policy_kl(model, other, done, CONFIG)
+    with pytest.raises(EvaluationError, match="KL is not finite"):
+        policy_kl(model, other, done.rollouts, 1.0)
+
+
+def test_words_that_neither_policy_can_say_add_nothing():
+    logits = torch.tensor([[[0.3, -0.2, 1.0], [0.1, 0.0, -1.0]]])  # (B, N, V)
+    other = logits.flip(-1)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    never = torch.full((1, 2, 1), -math.inf)
+    both = sequence_kl(torch.cat([logits, never], -1), torch.cat([other, never], -1), mask)
+    assert both.item() == pytest.approx(sequence_kl(logits, other, mask).item(), rel=1e-12)
+    # p does not say it, q does: −log of the share that q gives to the rest.
+    said = torch.cat([other, torch.zeros(1, 2, 1)], -1)
+    rest = -said.softmax(-1)[..., :3].sum(-1).log().sum()
+    of_p = sequence_kl(torch.cat([logits, never], -1), said, mask)
+    assert of_p.item() == pytest.approx((both + rest).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_stands_behind_the_end_is_not_in_the_kl(bad):
+    logits, other = torch.randn(2, 1, 3, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True, True, False]])
+    whole = sequence_kl(logits, other, mask)
+    other[0, 2] = bad
+    assert torch.equal(sequence_kl(logits, other, mask), whole)
+
+
+def never_says(model, word):
+    """Its logit is −∞ from now on."""
+    fill = -math.inf
+    model.lm_head.register_forward_hook(
+        lambda _, __, y: y.index_fill(-1, torch.tensor([word]), fill)
+    )
+
+
+def test_a_word_that_p_alone_can_say_is_an_error_with_a_sentence(gpt2, other):
+    model, tokenizer = gpt2
+    asked = model, tokenizer, words, ["good film", "bad"]
+    done = complete(*asked, reference=other)
+    never_says(other, 5)
+    for call in (
+        lambda: policy_kl(model, other, done.rollouts, 1.0),
+        lambda: complete(*asked, reference=other),
+    ):
+        with pytest.raises(EvaluationError, match=r"^a KL is not finite: "):
+            call()
+    never_says(model, 5)
+    again = complete(*asked, reference=other)
+    assert 0 < min(again.kls) <= max(again.kls) < math.inf
+    assert again.kls == pytest.approx(policy_kl(model, other, again.rollouts, 1.0), rel=1e-4)
 
 
 # Completions
@@ -153,7 +199,7 @@ def test_every_prompt_is_answered_and_rewarded_as_one_text(gpt2):
         seen.extend(texts)
         return words(texts)
 
-    done = complete(*gpt2, reward, prompts, CONFIG)
+    done = complete(*gpt2, reward, prompts)
     assert seen == [p + t for p, t in zip(prompts, done.texts, strict=True)]
     assert done.rewards == words(seen).tolist()
     assert sum(len(rollout.tokens) for rollout in done.rollouts) == len(prompts)
@@ -162,42 +208,53 @@ def test_every_prompt_is_answered_and_rewarded_as_one_text(gpt2):
 def test_equal_policies_give_equal_completions_and_seeds_decide(gpt2):
     model, tokenizer = gpt2
     prompts = ["good film", "bad", "the plot was dull", "so nice"] * 3
-    first = complete(model, tokenizer, words, prompts, CONFIG)
-    again = complete(copy.deepcopy(model), tokenizer, words, prompts, CONFIG)
-    other_seed = complete(model, tokenizer, words, prompts, CONFIG.model_copy(update={"seed": 1}))
+    first = complete(model, tokenizer, words, prompts)
+    again = complete(copy.deepcopy(model), tokenizer, words, prompts)
+    other_seed = complete(model, tokenizer, words, prompts, seed=1)
     assert first.texts == again.texts
     assert first.texts != other_seed.texts
 
 
 def test_batches_draw_different_numbers(gpt2):
-    done = complete(*gpt2, words, ["good film"] * (2 * BATCH), CONFIG)
+    done = complete(*gpt2, words, ["good film"] * (2 * BATCH))
     assert done.texts[:BATCH] != done.texts[BATCH:]
 
 
 def test_a_reward_that_is_not_finite_is_an_error(gpt2):
-    with pytest.raises(FloatingPointError, match="reward is not finite"):
-        complete(*gpt2, lambda texts: words(texts) / 0, ["good", "bad"], CONFIG)
+    with pytest.raises(EvaluationError, match="reward is not finite"):
+        complete(*gpt2, lambda texts: words(texts) / 0, ["good", "bad"])
 
 
-def test_pair_takes_each_kl_along_its_own_policys_completions(gpt2, other):
+def test_logits_that_are_not_finite_are_an_error_of_the_evaluation(gpt2):
     model, tokenizer = gpt2
-    prompts = ["good film", "bad", "the plot was dull", "so nice"]
-    of_sft = complete(model, tokenizer, words, prompts, CONFIG)
-    of_warp = complete(other, tokenizer, words, prompts, CONFIG, reference=model)
-    assert of_sft.kls == []
-    pair = evaluate_pair(model, other, of_sft, of_warp, CONFIG)
-    assert pair["kl_sft_warp"] == estimate(policy_kl(model, other, of_sft, CONFIG))
-    along_warp = estimate(policy_kl(other, model, of_warp, CONFIG))
-    assert pair["kl_warp_sft"] == pytest.approx(along_warp, rel=1e-4)
-    assert pair["sft_reward"] == estimate(of_sft.rewards)
-    assert pair["warp_reward"] == estimate(of_warp.rewards)
-    differences = [w - s for s, w in zip(of_sft.rewards, of_warp.rewards, strict=True)]
-    assert pair["reward_difference"] == pytest.approx(estimate(differences))
-    assert pair["text"]["warp"] == text_statistics(of_warp.texts)
-    assert pair["kl_sft_warp"] != pair["kl_warp_sft"]
+    with torch.no_grad():
+        model.transformer.ln_f.weight.fill_(math.nan)
+    with pytest.raises(EvaluationError, match="the policy's logits are not finite"):
+        complete(model, tokenizer, words, ["good film", "bad"])
 
 
-# Errors and text statistics
+def test_completions_come_back_from_their_folder_as_they_were(gpt2, other, tmp_path):
+    model, tokenizer = gpt2
+    prompts = [f"good {word}" for word in tiny.WORDS] * 3  # more than a batch
+    done = complete(model, tokenizer, words, prompts, reference=other)
+    with appearing(tmp_path / "answers", 0) as folder:
+        done.save(folder)
+    again = Completions.load(tmp_path / "answers")
+    assert (again.texts, again.rewards, again.kls) == (done.texts, done.rewards, done.kls)
+    for ours, theirs in zip(again.rollouts, done.rollouts, strict=True):
+        for a, b in zip(vars(ours).values(), vars(theirs).values(), strict=True):
+            assert torch.equal(a, b)
+    assert len(load_file(tmp_path / "answers" / "rollouts.safetensors")) == 3 * len(done.rollouts)
+    for path in sorted((tmp_path / "answers").glob("[ar]*")):
+        before = path.read_bytes()
+        path.write_bytes(before[:-2] + bytes([before[-2] ^ 1]) + before[-1:])
+        with pytest.raises(DamagedError, match=f"delete the folder {tmp_path / 'answers'}"):
+            Completions.load(tmp_path / "answers")
+        path.write_bytes(before)
+    assert len(Completions.load(tmp_path / "answers").texts) == len(prompts)
+
+
+# Errors
 
 
 def test_estimate_by_hand():
@@ -211,18 +268,44 @@ def test_error_is_that_of_the_mean():
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(means), rel=0.05)
 
 
-def test_text_statistics_by_hand():
-    texts = [" good Good film good", "bad plot", "bad plot", " "]
-    assert text_statistics(texts) == {
-        "words": pytest.approx((4 + 2 + 2 + 0) / 4),
-        "repetition": pytest.approx((1 / 2 + 0 + 0) / 3),
-        "distinct": pytest.approx(3 / 4),
-        "distinct_pairs": pytest.approx(4 / 5),  # "bad plot" is there twice
-        "empty": pytest.approx(1 / 4),
+# The front
+
+
+FRONT = [
+    {"eta": 1.0, "rewards": [4.0, 8.0], "kls": [2.0, 6.0]},
+    {"eta": 0.0, "rewards": [0.0, 2.0], "kls": [0.0, 0.0]},
+    {"eta": 0.5, "rewards": [2.0, 3.0], "kls": [1.0, 1.0]},
+]
+
+
+def test_a_front_by_hand():
+    summary = front_summary(FRONT, of_sft=[0.0, 2.0])
+    assert [point["eta"] for point in summary["front"]] == [0.0, 0.5, 1.0]
+    assert summary["front"][1] == {
+        "eta": 0.5,
+        "reward": {"mean": 2.5, "stderr": 0.5, "n": 2},
+        "kl": {"mean": 1.0, "stderr": 0.0, "n": 2},
+        "gain": {"mean": 1.5, "stderr": 0.5, "n": 2},  # 2 − 0 and 3 − 2
     }
+    assert summary["front_runs"] == []
 
 
-def test_texts_without_a_word_repeat_nothing():
-    assert text_statistics(["", ""]) == {
-        "words": 0.0, "repetition": 0.0, "distinct": 0.5, "distinct_pairs": 1.0, "empty": 1.0,
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    ("kls", "above"),
+    [
+        # At 2.5 nats, halfway from (2, 3) at 1 to (4, 8) at 4: (3, 5.5), which is (1, 2.5) more.
+        ([2.0, 3.0], {"mean": 1.75, "stderr": 0.75, "n": 2}),
+        ([1.0, 1.0], {"mean": 0.0, "stderr": 0.0, "n": 2}),
+        ([0.0, 8.0], {"mean": 3.5, "stderr": 1.5, "n": 2}),  # an end belongs to the front
+        ([4.0, 8.0], None),  # beyond it
+    ],
+)
+def test_a_run_beside_the_front_is_compared_at_its_kl(kls, above):
+    runs = [{"run": m, "rewards": [2.0, 3.0], "kls": kls} for m in (2, 1)]
+    # Whatever the η of its points: the KL need not grow with it.
+    for etas in ((1.0, 0.0, 0.5), (0.5, 0.0, 1.0)):
+        swept = [point | {"eta": eta} for point, eta in zip(FRONT, etas, strict=True)]
+        first, second = front_summary([*runs, *swept], of_sft=[0.0, 2.0])["front_runs"]
+        assert (first["run"], second["run"]) == (1, 2)
+        assert first["gain"] == {"mean": 1.5, "stderr": 0.5, "n": 2}
+        assert first["front_above"] == (above and pytest.approx(above))

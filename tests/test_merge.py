@@ -8,8 +8,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from warp_core import merge
 from warp_core.merge import MergeError, ema_update_, lerp, liti, slerp, task_angles
+from warp_core.store import tensors
 
 ROOT_HALF = math.sqrt(0.5)
 
@@ -21,15 +21,24 @@ def one(values, dtype=torch.float64):
 
 def random_weights(shapes, seed, scale=1.0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
-    return {name: (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
-            for name, shape in shapes.items()}  # fmt: skip
+    return {
+        name: (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
+        for name, shape in shapes.items()
+    }
 
 
 def moved(theta, seed, scale=1.0):
     """θ + a random task vector."""
-    return {name: tensor + scale * torch.randn(tensor.shape,
-            generator=torch.Generator().manual_seed(seed + len(name)), dtype=tensor.dtype)
-            for name, tensor in theta.items()}  # fmt: skip
+    return {
+        name: tensor
+        + scale
+        * torch.randn(
+            tensor.shape,
+            generator=torch.Generator().manual_seed(seed + len(name)),
+            dtype=tensor.dtype,
+        )
+        for name, tensor in theta.items()
+    }
 
 
 def formula(a, b, lam):
@@ -64,8 +73,9 @@ def expect(theta_init, thetas, merged, groups):
 def test_slerp_of_orthogonal_equal_norms_is_their_sum_over_root_two():
     start = one([10.0, 20.0])
     merged = slerp(start, [one([13.0, 20.0]), one([10.0, 23.0])])
-    torch.testing.assert_close(merged["w"], torch.tensor([10 + 3 * ROOT_HALF, 20 + 3 * ROOT_HALF],
-                                                         dtype=torch.float64))  # fmt: skip
+    torch.testing.assert_close(
+        merged["w"], torch.tensor([10 + 3 * ROOT_HALF, 20 + 3 * ROOT_HALF], dtype=torch.float64)
+    )
 
 
 def test_slerp_a_third_of_a_right_angle():
@@ -199,9 +209,13 @@ def test_a_layer_shares_an_angle_and_tensors_outside_have_their_own():
     others = [[name] for name in LAYERED if name not in layer_0]
     expect(start, thetas, slerp(start, thetas), [layer_0, *others])
     assert set(task_angles(start, thetas)) == {
-        "model.embed_tokens.weight", "model.layers.0", "model.layers.1", "model.layers.10",
-        "model.norm.weight", "lm_head.weight",
-    }  # fmt: skip
+        "model.embed_tokens.weight",
+        "model.layers.0",
+        "model.layers.1",
+        "model.layers.10",
+        "model.norm.weight",
+        "lm_head.weight",
+    }
 
 
 def test_tensor_granularity_gives_every_tensor_an_angle():
@@ -239,7 +253,7 @@ def test_group_of_a_name(name, group):
 def test_tensors_longer_than_a_piece_are_summed_over_all_pieces(monkeypatch):
     start, thetas = three_moved()
     whole = task_angles(start, thetas)
-    monkeypatch.setattr(merge, "PIECE", 5)
+    monkeypatch.setattr(tensors, "PIECE", 5)
     pieces = task_angles(start, thetas)
     for group in whole:
         torch.testing.assert_close(pieces[group], whole[group], rtol=1e-12, atol=1e-12)
@@ -254,9 +268,11 @@ def test_angles_are_in_radians_between_every_pair():
     quarter, eighth = math.pi / 2, math.pi / 4
     wanted = [[0, quarter, eighth], [quarter, 0, eighth], [eighth, eighth, 0]]
     torch.testing.assert_close(
-        task_angles(start, thetas)["w"], torch.tensor(wanted, dtype=torch.float64),
-        rtol=0, atol=1e-7,
-    )  # fmt: skip
+        task_angles(start, thetas)["w"],
+        torch.tensor(wanted, dtype=torch.float64),
+        rtol=0,
+        atol=1e-7,
+    )
 
 
 def test_a_run_that_did_not_move_has_no_angle():
@@ -363,15 +379,27 @@ def test_different_shapes_are_named(name):
 
 
 @each_merge
-def test_different_types_are_named(name):
-    message = refused(name, {"a": torch.zeros(2)}, [{"a": torch.zeros(2, dtype=torch.bfloat16)}])
-    assert message.endswith("different types: a")
+@pytest.mark.parametrize("integer_in_start", [True, False])
+def test_a_float_against_an_integer_is_named(name, integer_in_start):
+    pair = [
+        {"fine": torch.zeros(2), "a": torch.zeros(2, dtype=t)} for t in (torch.int8, torch.half)
+    ]
+    start, theta = pair if integer_in_start else reversed(pair)
+    assert refused(name, start, [theta]).endswith(
+        "θ^1 and θ_init have tensors of different types: a"
+    )
+
+
+@each_merge
+def test_different_integer_types_are_named(name):
+    start, theta = ({"n": torch.zeros(2, dtype=t)} for t in (torch.int32, torch.int64))
+    assert refused(name, start, [theta]).endswith("different types: n")
 
 
 @each_merge
 def test_different_integer_buffers_are_named(name):
     message = refused(name, {"steps": torch.tensor([1])}, [{"steps": torch.tensor([2])}])
-    assert message.endswith("different integer tensors: steps")
+    assert message == "the integers of steps differ between the weights"
 
 
 def test_the_second_run_is_checked_too():
@@ -433,8 +461,13 @@ def test_views_of_one_memory_are_not_tied():
 
 
 def test_integer_buffers_and_empty_tensors_are_passed_through():
-    start = {"w": torch.zeros(2), "ids": torch.arange(4), "flags": torch.tensor([True, False]),
-             "none": torch.zeros(0, 3), "none_too": torch.zeros(0, 3)}  # fmt: skip
+    start = {
+        "w": torch.zeros(2),
+        "ids": torch.arange(4),
+        "flags": torch.tensor([True, False]),
+        "none": torch.zeros(0, 3),
+        "none_too": torch.zeros(0, 3),
+    }
     theta = start | {"w": torch.ones(2)}
     for merged in (slerp(start, [theta, theta]), lerp(start, [theta]), liti(start, theta, 0.5)):
         assert list(merged) == list(start)
@@ -445,17 +478,23 @@ def test_integer_buffers_and_empty_tensors_are_passed_through():
         assert merged["none"] is not merged["none_too"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_types_are_kept_and_the_arithmetic_is_at_least_float32(dtype):
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("of_the_runs", FLOATS)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_float_types_may_differ_and_the_result_is_the_exact_one_rounded_to_that_of_theta_init(
+    dtype, of_the_runs
+):
     start = random_weights({"w": (40,)}, 0, dtype=dtype)
-    thetas = [moved(start, 1), moved(start, 2)]
-    exact = slerp({"w": start["w"].double()}, [{"w": t["w"].double()} for t in thetas])["w"]
-    merged = slerp(start, thetas)["w"]
+    ends = [moved({"w": start["w"].to(of_the_runs)}, seed) for seed in (1, 2)]
+    exact = slerp({"w": start["w"].double()}, [{"w": end["w"].double()} for end in ends])["w"]
+    merged = slerp(start, ends)["w"]
     assert merged.dtype == dtype
     # As if computed exactly and rounded once, up to float32's own rounding.
-    error = (merged.double() - exact).abs()
-    assert (error <= 0.51 * torch.finfo(dtype).eps * exact.abs() + 1e-6 * (dtype.itemsize < 8)
-            + 1e-14).all()  # fmt: skip
+    rounding = 0.51 * torch.finfo(dtype).eps * exact.abs()
+    of_the_arithmetic = 1e-14 if dtype == torch.float64 else 1e-6
+    assert ((merged.double() - exact).abs() <= rounding + of_the_arithmetic).all()
 
 
 def test_inputs_are_never_changed():

@@ -1,4 +1,4 @@
-"""Every notebook through papermill at tiny sizes, its numbers checked against what the run stored."""
+"""Every notebook through papermill at tiny sizes; its numbers are those that the run stored."""
 
 import shutil
 from pathlib import Path
@@ -7,18 +7,23 @@ import nbformat
 import papermill
 import pytest
 
-from warp_core import narrative
+from reports.text.experiment import QUANTITIES
+from reports.text.words import estimate_text
 from warp_core.config import WarpConfig
-from warp_core.files import read_json, read_jsonl, seal_json
+from warp_core.store.files import read_json, read_jsonl, seal_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_notebook(name: str, out: Path, parameters: dict) -> nbformat.NotebookNode:
     papermill.execute_notebook(
-        str(ROOT / "notebooks" / name), str(out), parameters=parameters, cwd=str(ROOT),
-        kernel_name="python3", progress_bar=False,
-    )  # fmt: skip
+        str(ROOT / "notebooks" / name),
+        str(out),
+        parameters=parameters,
+        cwd=str(ROOT),
+        kernel_name="python3",
+        progress_bar=False,
+    )
     return nbformat.read(out, as_version=4)
 
 
@@ -44,8 +49,8 @@ def test_experiment_notebook_shows_what_the_run_stored(executed):
     config = WarpConfig(**params)
     summary = read_json(config.folder / "summary.json")
     tables = outputs(notebook, "text/html")
-    for key in narrative.QUANTITIES:
-        assert any(narrative.estimate_text(summary[key]) in table for table in tables), key
+    for key in QUANTITIES:
+        assert any(estimate_text(summary[key]) in table for table in tables), key
     assert len(outputs(notebook, "image/png")) >= 2
     metrics = read_jsonl(config.folder / "metrics.jsonl")
     assert len(metrics) == config.iterations * config.runs * config.steps
@@ -58,7 +63,7 @@ def test_experiment_notebook_shows_what_the_run_stored(executed):
     mean = sum(s["warp_reward"] for s in samples) / len(samples)
     assert mean == pytest.approx(summary["warp_reward"]["mean"])
     conclusion = outputs(notebook, "text/markdown")[-1]
-    assert narrative.estimate_text(summary["kl_sft_warp"]) in conclusion
+    assert estimate_text(summary["kl_sft_warp"]) in conclusion
 
 
 def test_front_notebook_adds_the_front_to_the_summary(executed, tmp_path):
@@ -75,21 +80,21 @@ def test_front_notebook_adds_the_front_to_the_summary(executed, tmp_path):
     assert [point["run"] for point in summary["front_runs"]] == [1, 2]
     table = outputs(notebook, "text/html")[0]
     for point in summary["front"] + summary["front_runs"]:
-        assert narrative.estimate_text(point["kl"]) in table
+        assert estimate_text(point["kl"]) in table
     assert outputs(notebook, "image/png")
 
 
 def test_reward_model_notebook_stores_a_model_that_experiments_load(tmp_path, tiny_reward_folder):
     run_dir = tmp_path / "reward_model"
-    parameters = {"run_dir": str(run_dir), "reward_body": str(tiny_reward_folder),
-                  "train_sentences": 128}  # fmt: skip
+    body = {"reward_body": str(tiny_reward_folder), "train_sentences": 128}
+    parameters = body | {"run_dir": str(run_dir)}
     notebook = run_notebook("reward_model.ipynb", tmp_path / "out.ipynb", parameters)
     summary = read_json(run_dir / "summary.json")
     held_out = read_jsonl(run_dir / "held_out.jsonl")
     pairs = [(a, b) for a in held_out for b in held_out if a["rating"] - b["rating"] > 0.5]
     right = sum(a["score"] > b["score"] for a, b in pairs)
     assert summary["accuracy"]["mean"] == pytest.approx(right / len(pairs))
-    assert narrative.estimate_text(summary["accuracy"]) in outputs(notebook, "text/html")[0]
+    assert estimate_text(summary["accuracy"]) in outputs(notebook, "text/html")[0]
     assert len(outputs(notebook, "image/png")) == 2
     assert len(read_jsonl(run_dir / "training.jsonl")) == 128 // 32
     assert (run_dir / "model" / "model.safetensors").is_file()
@@ -98,14 +103,12 @@ def test_reward_model_notebook_stores_a_model_that_experiments_load(tmp_path, ti
 def test_overview_and_comparison_show_every_experiment(executed, tmp_path):
     _, params = executed
     names = [f"experiment_{k}" for k in (1, 2, 3, 4)]
-    for name in [*names, "experiment_1_control", "experiment_2_control"]:
-        shutil.copytree(params["run_dir"], tmp_path / name,
-                        ignore=shutil.ignore_patterns("weights"))  # fmt: skip
+    ignore = shutil.ignore_patterns("weights")
+    for name in [*names, "experiment_1_control", "experiment_4_control"]:
+        shutil.copytree(params["run_dir"], tmp_path / name, ignore=ignore)
     reward = {"accuracy": {"mean": 0.8612, "stderr": 0.0071, "n": 100}}
     seal_json(tmp_path / "reward_model" / "summary.json", reward)
-    kl = narrative.estimate_text(
-        read_json(tmp_path / "experiment_4" / "summary.json")["kl_warp_sft"]
-    )
+    kl = estimate_text(read_json(tmp_path / "experiment_4" / "summary.json")["kl_warp_sft"])
     for name in ("overview", "summary"):
         notebook = run_notebook(
             f"{name}.ipynb", tmp_path / f"{name}.ipynb", {"runs_dir": str(tmp_path)}

@@ -1,8 +1,11 @@
-"""The repository holds together: dependencies, notebooks, parameters, sections."""
+"""The repository holds together: dependencies, notebooks, parameters, sections, layers, README."""
 
+import ast
+import importlib
 import re
 import subprocess
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import nbformat
@@ -11,12 +14,14 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from reports.build import CONFIGS, load_project, parameters_of
+from reports.build.plan import CONFIGS, load_project, parameters_of
 from warp_core.config import WarpConfig, load_params
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PARAMS = sorted((ROOT / "params").glob("*.yaml"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAPER = ["config", "rollout", "train", "merge", "evaluate", "warp"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -104,27 +109,29 @@ def test_params_file_loads_and_its_keys_are_the_notebooks(path: Path) -> None:
 @pytest.mark.parametrize("smoke", [False, True])
 def test_sections_are_the_seeds_experiments_with_controls_and_the_front(smoke: bool) -> None:
     project = load_project(ROOT, smoke)
-    experiments = ["experiment_1", "experiment_1_control", "experiment_2", "experiment_2_control",
-                   "experiment_3", "experiment_4"]  # fmt: skip
+    experiments = ["experiment_1", "experiment_1_control", "experiment_2", "experiment_3"]
+    experiments += ["experiment_4", "experiment_4_control"]
     if smoke:
-        experiments = ["experiment_4"]
+        experiments = ["experiment_4_control"]
     measured = [] if smoke else ["performance"]
-    made = ["reward_model", *experiments, "pareto_front"]
-    assert sorted(section.id for section in project.sections) == sorted(
-        [*made, *measured, "summary", "overview"]
-    )
-    for section in project.sections:  # what reads another's results waits for it
-        waits = {"reward_model": [], "performance": [], "pareto_front": ["experiment_4"]}.get(
-            section.id
-        )
-        if waits is None:
-            waits = ["reward_model"] if section.id in experiments else made
-        assert set(waits) == set(section.after) & {*made}
-        assert section.alone == (section.id == "reward_model")
+    stages = {
+        stage: {section.id: section for section in project.stage(stage)}
+        for stage in ("first", "experiments", "last")
+    }
+    assert list(stages["first"]) == ["reward_model"]
+    assert sorted(stages["experiments"]) == sorted([*experiments, "pareto_front"])
+    assert sorted(stages["last"]) == sorted(["summary", "overview", *measured])
+    front = stages["experiments"]["pareto_front"]
+    assert front.config.run_dir == str(project.runs.relative_to(ROOT) / "experiment_4_control")
+    assert front.after == ["experiment_4_control"]
+    for name in experiments:
+        assert {"reward_model/summary.json", f"{name}/metrics.jsonl"} < {
+            *stages["experiments"][name].reads
+        }
     assert project.report == [
-        "overview", "method.md", "reward_model", *experiments, "pareto_front", *measured,
-        "summary",
-    ]  # fmt: skip
+        *("overview", "method.md", "reward_model", *experiments, "pareto_front"),
+        *(*measured, "summary"),
+    ]
 
 
 def test_experiments_are_the_seeds() -> None:
@@ -137,11 +144,13 @@ def test_experiments_are_the_seeds() -> None:
         assert parameters["lr"] == lr
         assert (parameters["warmup_steps"] > parameters["steps"]) == warms_up
         assert parameters["shared_run_seed"]
-    for number in (1, 2):
+    for number in (1, 4):
         own = sections[f"experiment_{number}"].parameters
         control = sections[f"experiment_{number}_control"].parameters
-        different = {key for key in own if own[key] != control[key]}
+        different = {key for key in own if own[key] != control[key]} - {"keep_weights"}
         assert different == {"name", "title", "shared_run_seed", "run_dir"}
+    # The front shows the runs beside it.
+    assert sections["experiment_4_control"].parameters["keep_weights"] == "all"
 
 
 def test_what_a_trial_makes_stays_in_its_folder() -> None:
@@ -150,7 +159,129 @@ def test_what_a_trial_makes_stays_in_its_folder() -> None:
             assert not str(value).startswith("runs") or str(value).startswith("runs/smoke")
 
 
+# The house
+
+
+def modules(*folders: str) -> dict[str, Path]:
+    """Dotted name -> file."""
+    files = [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
+    names = (".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files)
+    return dict(zip((name.removesuffix(".__init__") for name in names), files, strict=True))
+
+
+def imports() -> dict[str, set[str]]:
+    """Module of warp_core and reports -> those of them that it imports, wherever it does."""
+    known = modules("warp_core", "reports")
+    found: dict[str, set[str]] = {}
+    for name, file in known.items():
+        found[name] = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names} & known.keys()
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{name}: a relative import"
+                inner = [f"{node.module}.{alias.name}" for alias in node.names]
+                found[name] |= {each if each in known else node.module for each in inner} & (
+                    known.keys()
+                )
+    return found
+
+
+def folder_of(module: str) -> str:
+    """The files at warp_core's top are one folder."""
+    return module.rpartition(".")[0] or module
+
+
+def test_imports_run_one_way() -> None:
+    """No circle between modules or folders; store <- world <- engine <- the paper <- reports."""
+    graph = imports()
+    assert len(graph) > 40
+    assert graph["warp_core.warp"] > {"warp_core.train", "warp_core.engine.local"}
+    TopologicalSorter(graph).prepare()  # CycleError names the circle
+    folders: dict[str, set[str]] = {}
+    for module, imported in graph.items():
+        others = {folder_of(each) for each in imported}
+        folders.setdefault(folder_of(module), set()).update(others - {folder_of(module)})
+    TopologicalSorter(folders).prepare()
+    store, world, engine = (f"warp_core.{name}" for name in ("store", "world", "engine"))
+    assert folders[store] == set()
+    assert folders[world] == {store}
+    assert folders[engine] <= {store, world}
+    assert folders["warp_core"] == {store, world, engine}
+    assert not folders["reports.text"] & {"reports.build", "reports.bench"}
+
+
+def lines(*files: Path) -> int:
+    return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+
+
+def test_the_paper_is_six_files_of_1200_lines() -> None:
+    top = {file.stem: file for file in (ROOT / "warp_core").glob("*.py")}
+    assert sorted(top) == sorted(["__init__", *PAPER])
+    assert lines(*(top[name] for name in PAPER)) <= 1200
+
+
+def test_the_formatter_lays_out_the_code() -> None:
+    """But for tables of values."""
+    skip = "# fmt: " + "skip"
+    files = [*modules("warp_core", "reports", "tests").values(), *NOTEBOOKS]
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    assert sum(text.count(skip) for text in texts) <= 30
+    assert not any("# fmt: " + "off" in text for text in texts)
+
+
 # README
+
+
+def section(heading: str) -> str:
+    """Of the README."""
+    return README.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+def test_the_tree_in_the_readme_has_a_line_for_each_file() -> None:
+    tree = section("Where everything lies").split("```")[1]
+    named: list[str] = []
+    folder = ""
+    for line in tree.strip().splitlines():
+        match = re.fullmatch(r"(  )?(\S+) {2,}\S.*", line)
+        assert match, line
+        inner, name = match.groups()
+        folder = folder if inner else name
+        named.append(folder + name if inner else name)
+    assert len(named) == len(set(named))
+    code = modules("warp_core", "reports").values()
+    wanted = {f.relative_to(ROOT).as_posix() for f in code if f.name != "__init__.py"}
+    assert {name for name in named if name.endswith(".py")} == wanted
+    assert all((ROOT / name).exists() for name in named if name != "runs/")
+
+
+def test_paths_in_the_readme_exist() -> None:
+    top = "warp_core|reports|notebooks|params|tests"
+    paths = set(re.findall(rf"(?<![\w/.-])(?:{top})/[\w/.*-]*", README))
+    assert len(paths) > 10
+    missing = {path for path in paths if not list(ROOT.glob(path.rstrip("./")))}
+    assert not missing
+
+
+def test_functions_in_the_table_from_paper_to_code_exist() -> None:
+    rows = [row.split("|") for row in section("Paper → code").splitlines() if row.startswith("|")]
+    names = [re.findall(r"`([\w.]+)`", row[2]) for row in rows[2:]]
+    assert len(names) > 10
+    for row in names:
+        assert row
+        for name in row:
+            full = row[0].rpartition(".")[0] + name if name.startswith(".") else name
+            if name not in ("none", "loo"):  # values
+                assert callable(resolved(full)), full
+
+
+def resolved(name: str):
+    """What a dotted name stands for: a module, or something in one."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        holder, _, last = name.rpartition(".")
+        return getattr(resolved(holder), last)
 
 
 def test_the_results_in_the_readme_are_the_reports() -> None:
@@ -158,12 +289,11 @@ def test_the_results_in_the_readme_are_the_reports() -> None:
     changed = ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", "reports/warp_report.html"]
     if subprocess.run(changed).returncode:
         pytest.skip("reports/warp_report.html is not the one that was committed")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = readme.partition("## Results at a glance")[2].partition("\n\n|")[2].partition("\n\n")[0]
+    table = section("Results at a glance").partition("\n\n|")[2].partition("\n\n")[0]
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]
     ]
-    assert len(rows) == 6
+    assert {"1", "1 control", "2", "3", "4"} <= {row[0] for row in rows}
     page = (ROOT / "reports/warp_report.html").read_text(encoding="utf-8").replace("\u00a0", " ")
     shown = [re.findall(r"<td>(.*?)</td>", row) for row in page.split("<tr>")]
     for name, *numbers in rows:

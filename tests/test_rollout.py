@@ -8,8 +8,8 @@ import torch
 
 from warp_core import rollout
 from warp_core.evaluate import sequence_kl
-from warp_core.models import load_policy
-from warp_core.rollout import Rollout, completion_logits, encode_prompts, sample, token_logprobs
+from warp_core.rollout import Rollout, completion_logits, sample, token_logprobs
+from warp_core.world.models import encode_prompts, forward_logits, load_policy
 
 CPU = torch.device("cpu")
 PROMPTS = ["good", "the film is not bad", "poor plot", "so very nice and fun this story was"]
@@ -31,8 +31,14 @@ def gpt2(policy_folders):
 
 
 def draw(model, tokenizer, prompts=PROMPTS, n=N, seed=0, temperature=1.0) -> Rollout:
-    return sample(model, *encode_prompts(tokenizer, prompts, CPU), n, tokenizer.eos_token_id,
-                  seeded(seed), temperature)  # fmt: skip
+    return sample(
+        model,
+        *encode_prompts(tokenizer, prompts, CPU),
+        n,
+        tokenizer.eos_token_id,
+        seeded(seed),
+        temperature,
+    )
 
 
 @pytest.fixture
@@ -50,10 +56,9 @@ def ended(gpt2):
 def test_logprobs_with_cache_and_padding_equal_one_plain_forward_pass(policy, monkeypatch):
     model, tokenizer = policy
     while_sampling = []
-    forward = rollout.forward_logits
 
     def recorded(*args, **kwargs):
-        while_sampling.append(forward(*args, **kwargs))
+        while_sampling.append(forward_logits(*args, **kwargs))
         return while_sampling[-1]
 
     monkeypatch.setattr(rollout, "forward_logits", recorded)
@@ -74,8 +79,8 @@ def test_logprobs_with_cache_and_padding_equal_one_plain_forward_pass(policy, mo
 def test_padding_on_the_left_changes_nothing(policy):
     model, tokenizer = policy
     short, long = PROMPTS[0], PROMPTS[3]
-    alone = rollout.forward_logits(model, *encode_prompts(tokenizer, [short], CPU), keep=1)
-    beside = rollout.forward_logits(model, *encode_prompts(tokenizer, [short, long], CPU), keep=1)
+    alone = forward_logits(model, *encode_prompts(tokenizer, [short], CPU), keep=1)
+    beside = forward_logits(model, *encode_prompts(tokenizer, [short, long], CPU), keep=1)
     torch.testing.assert_close(beside[:1], alone, rtol=0, atol=1e-4)
 
 
@@ -105,48 +110,13 @@ def test_completions_are_drawn_from_the_softmax(temperature):
     assert not times_of
 
     ids = tokenizer(prompt)["input_ids"]
-    wanted = torch.tensor([
-        probability(model, ids, completion, temperature) * draws for completion in completions
-    ])  # fmt: skip
+    wanted = torch.tensor(
+        [probability(model, ids, completion, temperature) * draws for completion in completions]
+    )
     assert wanted.sum().item() == pytest.approx(draws, rel=1e-5)
     assert wanted.min() > 5  # χ² needs it
     chi_square = ((counts - wanted) ** 2 / wanted).sum().item()
     assert chi_square < 72.1  # 99.9 % quantile of χ² with 39 degrees of freedom
-
-
-def test_each_word_of_several_blocks_is_drawn_as_often_as_its_probability():
-    """Pearson's χ² over a vocabulary of three blocks, the last of them not full."""
-    words, draws = 600, 60_000
-    logits = torch.randn(words, generator=seeded(3))
-    wanted = torch.softmax(logits, dim=0) * draws
-    drawn = rollout.draw(logits.expand(draws, words), seeded())
-    counts = drawn.flatten().bincount(minlength=words)
-    assert len(counts) == words > 2 * rollout.BLOCK
-    assert wanted.min() > 2
-    chi_square = ((counts - wanted) ** 2 / wanted).sum().item()
-    assert chi_square < 711.7  # 99.9 % quantile of χ² with 599 degrees of freedom
-
-
-def test_policies_that_hardly_differ_draw_the_same_from_the_same_numbers():
-    logits = 3 * torch.randn(400, 5000, generator=seeded(1))
-    moved = logits + 1e-4 * torch.randn(logits.shape, generator=seeded(2))
-    same = rollout.draw(logits, seeded()) == rollout.draw(moved, seeded())
-    assert same.float().mean() > 0.995
-    assert not torch.equal(rollout.draw(logits, seeded()), rollout.draw(logits, seeded(1)))
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_logit_that_is_not_finite_is_an_error(bad):
-    logits = torch.zeros(2, 5)
-    logits[1, 3] = bad
-    with pytest.raises(FloatingPointError, match="logits are not finite"):
-        rollout.draw(logits, seeded())
-
-
-def test_a_word_without_probability_is_never_drawn():
-    logits = torch.full((1000, 4), -math.inf)
-    logits[:, 2] = 0.0
-    assert (rollout.draw(logits, seeded()) == 2).all()
 
 
 def probability(model, prompt, completion, temperature):
@@ -274,6 +244,9 @@ def test_a_completion_keeps_the_space_between_it_and_the_prompt():
     end = tokenizer.eos_token_id
     completions = torch.tensor([[good, end, end], [film, bad, film]])
     completion_mask = torch.tensor([[True, True, False], [True, True, True]])
-    y = Rollout(torch.cat([tokens, completions], 1), torch.cat([mask, completion_mask.long()], 1),
-                completion_mask)  # fmt: skip
+    y = Rollout(
+        torch.cat([tokens, completions], 1),
+        torch.cat([mask, completion_mask.long()], 1),
+        completion_mask,
+    )
     assert y.texts(tokenizer) == [" good", " film bad film"]

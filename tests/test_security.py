@@ -1,4 +1,4 @@
-"""Nobody gets in: not by weights, YAML or archives, not by what a model writes, not by the network."""
+"""Nobody gets in: by weights, YAML or archives, by what a model writes, by the network."""
 
 import json
 import os
@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 import tiny
 
-from reports.page import Part, compile_page
-from warp_core import narrative
+from reports.build.page import Part, compile_page
+from reports.text import experiment, words
 from warp_core.config import WarpConfig, load_params
-from warp_core.errors import ConfigError
-from warp_core.models import load_classifier, load_policy
+from warp_core.store.errors import ConfigError
 from warp_core.warp import run_front, run_warp
+from warp_core.world.models import load_classifier, load_policy
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,7 +77,7 @@ def test_yaml_makes_no_objects(trap, tmp_path):
 
 
 def test_the_project_reads_no_pickles_and_runs_no_models_code():
-    for path in [*ROOT.glob("warp_core/*.py"), *ROOT.glob("reports/*.py")]:
+    for path in [*ROOT.glob("warp_core/**/*.py"), *ROOT.glob("reports/**/*.py")]:
         text = path.read_text(encoding="utf-8")
         for forbidden in (
             "torch.load",
@@ -93,21 +93,31 @@ def test_the_project_reads_no_pickles_and_runs_no_models_code():
 # What a model writes
 
 ATTACKS = [
-    "<script>document.title = 'taken'</script>", '<img src=x onerror="document.title=\'taken\'">',
-    "$x^2$ and $$\\frac{1}{2}$$", "a | b | c", "[a link](https://example.org)", "`code` **bold** _it_",
-    "&lt;b&gt; &amp;", "</td></table><h1>out</h1>", "<style>* {display: none}</style>",
-    '"><svg onload=alert(1)>', "<!-- comment", "\\(x\\) \\[y\\] <a href='javascript:alert(1)'>z</a>",
-]  # fmt: skip
+    "<script>document.title = 'taken'</script>",
+    "<img src=x onerror=\"document.title='taken'\">",
+    "$x^2$ and $$\\frac{1}{2}$$",
+    "a | b | c",
+    "[a link](https://example.org)",
+    "`code` **bold** _it_",
+    "&lt;b&gt; &amp;",
+    "</td></table><h1>out</h1>",
+    "<style>* {display: none}</style>",
+    '"><svg onload=alert(1)>',
+    "<!-- comment",
+    "\\(x\\) \\[y\\] <a href='javascript:alert(1)'>z</a>",
+]
 
 
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory) -> Path:
     """A page whose title, headings, tables and texts all hold what an attacker would write."""
     folder = tmp_path_factory.mktemp("page")
-    samples = [{"prompt": attack, "sft": attack, "warp": attack, "sft_reward": 1.0,
-                "warp_reward": 1.0} for attack in ATTACKS]  # fmt: skip
-    tables = [narrative.samples_html(samples, count=len(samples)),
-              narrative.table_html(pd.DataFrame({ATTACKS[0]: ATTACKS}))]  # fmt: skip
+    rewards = {"sft_reward": 1.0, "warp_reward": 1.0}
+    samples = [{"prompt": attack, "sft": attack, "warp": attack} | rewards for attack in ATTACKS]
+    tables = [
+        experiment.samples_html(samples, count=len(samples)),
+        words.table_html(pd.DataFrame({ATTACKS[0]: ATTACKS})),
+    ]
     shown = [nbformat.v4.new_output("display_data", {"text/html": table}) for table in tables]
     cells = [nbformat.v4.new_markdown_cell("# Заголовок"), nbformat.v4.new_code_cell(outputs=shown)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "a.ipynb")

@@ -13,21 +13,24 @@ import pytest
 import tiny
 import torch
 
-from warp_core import train
-from warp_core.checkpoint import Checkpoint
-from warp_core.config import WarpConfig
-from warp_core.errors import TrainingError
-from warp_core.files import append_jsonl
-from warp_core.models import load_policy, weights_of
+from warp_core import train, warp
+from warp_core.config import Training
+from warp_core.engine.tape import taped
 from warp_core.rollout import Rollout
-from warp_core.train import loo_baseline, prompt_batches, train_run, warmed_up
+from warp_core.store.checkpoint import Checkpoint
+from warp_core.store.errors import TrainingError
+from warp_core.store.files import read_jsonl, seal_json
+from warp_core.train import Run, loo_baseline, warmed_up
+from warp_core.world.models import load_policy, weights_of
+from warp_core.world.prompts import prompt_batches
+from warp_core.world.stored import TEXTS
 
 PROMPT = "a b"
 BETA = 0.3
 
 
-def config(**changes):
-    return WarpConfig(**{"steps": 1, "batch_size": 1, "max_new_tokens": 2, "lr": 1e-3} | changes)
+def settings(**changes):
+    return Training(**{"steps": 1, "batch_size": 1, "max_new_tokens": 2, "lr": 1e-3} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +45,16 @@ def letters():
 def letters_reward(texts):
     """Some reward of every completion, none like another."""
     values = {"": 0.5, "a": 2.0, "b": -1.0, "c": 0.3}
-    answers = [text.removeprefix(PROMPT).split() for text in texts]
-    return torch.tensor([sum(k * values[w] for k, w in enumerate(["", *words], start=1))
-                         for words in answers])  # fmt: skip
+    answers = [["", *text.removeprefix(PROMPT).split()] for text in texts]
+    return torch.tensor([sum(k * values[w] for k, w in enumerate(a, start=1)) for a in answers])
+
+
+def letters_run(letters, batch_size, **changes):
+    """A run of copies of the two policies, which answers one prompt again and again."""
+    policy, anchor, tokenizer, _ = letters
+    policy, anchor = copy.deepcopy(policy), copy.deepcopy(anchor)
+    training = settings(beta=BETA, batch_size=batch_size, **changes)
+    return Run(policy, anchor, tokenizer, letters_reward, [PROMPT] * batch_size, training, 0)
 
 
 def exact_gradient(policy, anchor, tokenizer, completions, beta):
@@ -55,21 +65,23 @@ def exact_gradient(policy, anchor, tokenizer, completions, beta):
     assert logp.exp().sum().item() == pytest.approx(1)
     with torch.no_grad():
         logq = tiny.exact_logprobs(anchor, ids, completions)
-    rewards = letters_reward([PROMPT + tokenizer.decode(c).replace(tiny.END, "")
-                              for c in completions])  # fmt: skip
-    expected = (logp.exp() * (rewards - beta * (logp - logq))).sum()
+    texts = [PROMPT + tokenizer.decode(c).replace(tiny.END, "") for c in completions]
+    expected = (logp.exp() * (letters_reward(texts) - beta * (logp - logq))).sum()
     return torch.autograd.grad(expected, list(policy.parameters())), logp.detach().exp()
 
 
-def step_gradient(monkeypatch, letters, batch, on_step=lambda row: None, **changes):
-    """The gradient that train_run ascends when the policy answers with these completions."""
-    policy, anchor, tokenizer, _ = letters
-    policy = copy.deepcopy(policy)
-    y = tiny.rollout_of(tokenizer(PROMPT)["input_ids"], batch, end=0)
+def ascended(run):
+    """The gradient that the run goes along."""
+    return [-p.grad for p in run.policy.parameters()]
+
+
+def step_gradient(monkeypatch, letters, batch, **changes):
+    """The same, where the policy answers with these completions."""
+    run = letters_run(letters, len(batch), **changes)
+    y = tiny.rollout_of(run.tokenizer(PROMPT)["input_ids"], batch, end=0)
     monkeypatch.setattr(train, "sample", lambda *_: y)
-    train_run(policy, copy.deepcopy(anchor), tokenizer, letters_reward, [PROMPT] * len(batch),
-              config(beta=BETA, batch_size=len(batch), **changes), 0, on_step)  # fmt: skip
-    return [-p.grad for p in policy.parameters()]
+    run.gradient()
+    return ascended(run)
 
 
 def assert_gradients_close(got, wanted, rtol=1e-5):
@@ -105,12 +117,10 @@ def test_leave_one_out_is_unbiased(letters, monkeypatch):
 
 @pytest.mark.parametrize("baseline", ["none", "loo"])
 def test_a_large_batch_of_its_own_samples_has_that_gradient(letters, baseline):
-    policy, anchor, tokenizer, _ = letters
     wanted, _ = exact_gradient(*letters, BETA)
-    trained = copy.deepcopy(policy)
-    train_run(trained, copy.deepcopy(anchor), tokenizer, letters_reward, [PROMPT] * 6000,
-              config(beta=BETA, batch_size=6000, baseline=baseline), 0, lambda row: None)  # fmt: skip
-    assert_gradients_close([-p.grad for p in trained.parameters()], wanted, rtol=0.15)
+    run = letters_run(letters, 6000, baseline=baseline)
+    run.gradient()
+    assert_gradients_close(ascended(run), wanted, rtol=0.15)
 
 
 def test_a_pair_of_equal_completions_has_no_leave_one_out_gradient(letters, monkeypatch):
@@ -120,16 +130,18 @@ def test_a_pair_of_equal_completions_has_no_leave_one_out_gradient(letters, monk
 
 def test_a_steps_gradient_is_its_own_and_not_added_to_the_last(letters, monkeypatch):
     batch = [[1, 2], [3, 0]]
-    first, third = (
-        step_gradient(monkeypatch, letters, batch, steps=steps, lr=1e-9, mu=0) for steps in (1, 3)
-    )
-    assert_gradients_close(third, first)
+    first = step_gradient(monkeypatch, letters, batch)
+    run = letters_run(letters, 2, lr=1e-9, mu=0)
+    for _ in range(3):
+        run.step()
+    assert_gradients_close(ascended(run), first)
 
 
 def test_tokens_are_counted_up_to_the_end(letters, monkeypatch):
-    rows = []
-    step_gradient(monkeypatch, letters, [[1, 2], [3, 0], [0]], on_step=rows.append)
-    assert rows[0]["tokens"] == 5
+    run = letters_run(letters, 3)
+    y = tiny.rollout_of(run.tokenizer(PROMPT)["input_ids"], [[1, 2], [3, 0], [0]], end=0)
+    monkeypatch.setattr(train, "sample", lambda *_: y)
+    assert run.gradient()["tokens"] == 5
 
 
 def test_loo_baseline_is_the_mean_of_the_others():
@@ -150,9 +162,8 @@ def test_temperature_is_that_of_the_policy_which_is_trained(letters, monkeypatch
     reward = letters_reward([f"{PROMPT} a c"])[0]
     r_beta = (reward - BETA * (logp - logprob(anchor))).detach()
     wanted = torch.autograd.grad(r_beta * logp, list(reference.parameters()))
-    assert_gradients_close(
-        step_gradient(monkeypatch, letters, [completion], temperature=0.5), wanted
-    )
+    got = step_gradient(monkeypatch, letters, [completion], temperature=0.5)
+    assert_gradients_close(got, wanted)
 
 
 # The optimiser, the anchor, the trajectory
@@ -175,23 +186,24 @@ def words_and_good(texts):
 WORLD = ["good film", "the plot was dull", "very sad story", "this music is nice", "poor cast"]
 
 
-def trained(policy, tokenizer, seed=0, reward=count_good, prompts=WORLD, anchor=None, **changes):
+def run_of(policy, tokenizer, seed=0, reward=count_good, prompts=WORLD, anchor=None, training=None):
+    """A run of copies of the policy and its anchor; without one, that is the policy."""
+    policy, anchor = (copy.deepcopy(m) for m in (policy, policy if anchor is None else anchor))
+    four = {"steps": 4, "batch_size": 4, "max_new_tokens": 5, "lr": 1e-2}
+    return Run(
+        policy, anchor, tokenizer, reward, prompts, settings(**four | (training or {})), seed
+    )
+
+
+def trained(policy, tokenizer, seed=0, reward=count_good, prompts=WORLD, anchor=None, **training):
     """The rows of a run, and θ, θ_ema and the gradient after every step."""
-    policy = copy.deepcopy(policy)
-    anchor = copy.deepcopy(policy if anchor is None else anchor)
+    run = run_of(policy, tokenizer, seed, reward, prompts, anchor, training)
     rows, history = [], []
-
-    def on_step(row):
-        rows.append(row)
-        history.append([
-            {name: value.detach().clone() for name, value in weights.items()}
-            for weights in (weights_of(policy), weights_of(anchor),
-                            {name: p.grad for name, p in policy.named_parameters()})
-        ])  # fmt: skip
-
-    changes |= changes.pop("settings", {})
-    settings = config(**{"steps": 4, "batch_size": 4, "max_new_tokens": 5, "lr": 1e-2} | changes)
-    train_run(policy, anchor, tokenizer, reward, prompts, settings, seed, on_step)
+    while run.t < run.training.steps:
+        rows.append(run.step())
+        gradient = {name: p.grad for name, p in run.policy.named_parameters()}
+        each = weights_of(run.policy), weights_of(run.anchor), gradient
+        history.append([{name: w.clone() for name, w in weights.items()} for weights in each])
     return rows, history
 
 
@@ -230,19 +242,20 @@ def test_ema_anchor_starts_at_theta_init_and_follows_every_step(gpt2):
         torch.testing.assert_close(flat(ema), wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{"mu": 0.0}, {"anchor": "sft", "mu": 0.5}])
-def test_anchor_that_must_not_move_does_not(gpt2, changes):
+@pytest.mark.parametrize("training", [{"mu": 0.0}, {"anchor": "sft", "mu": 0.5}])
+def test_anchor_that_must_not_move_does_not(gpt2, training):
     sft = tiny.make_policy("gpt2", len(gpt2[1]), seed=1)
-    _, history = trained(*gpt2, anchor=sft, settings=changes)
-    for _, stayed, _ in history:
-        assert torch.equal(flat(stayed), flat(weights_of(sft)))
+    run = run_of(*gpt2, anchor=sft, training=training)
+    for _ in range(4):
+        run.step()
+        assert torch.equal(flat(weights_of(run.anchor)), flat(weights_of(sft)))
 
 
 def test_same_seed_same_run_bit_for_bit_and_other_seed_another(gpt2):
     (first, a), (again, b), (other, c) = (trained(*gpt2, seed=seed) for seed in (5, 5, 6))
-    assert [without_seconds(row) for row in first] == [without_seconds(row) for row in again]
+    assert first == again
     assert torch.equal(flat(a[-1][0]), flat(b[-1][0]))
-    assert first[0]["objective"] != other[0]["objective"]
+    assert all(a["objective"] != b["objective"] for a, b in zip(first[1:], other[1:], strict=True))
     assert not torch.equal(flat(a[-1][0]), flat(c[-1][0]))
 
 
@@ -262,10 +275,6 @@ def test_the_seed_is_that_of_the_sampling_and_of_the_prompts(gpt2):
     assert order[0] != order[1]
 
 
-def without_seconds(row):
-    return {key: value for key, value in row.items() if key != "seconds"}
-
-
 def test_bf16_is_of_the_training_alone(gpt2):
     (half, history), (full, _) = (trained(*gpt2, precision=p) for p in ("bf16", "fp32"))
     assert {tensor.dtype for tensor in history[-1][0].values()} == {torch.float32}
@@ -279,32 +288,32 @@ def test_the_global_random_state_changes_nothing(gpt2):
     first, _ = trained(*gpt2)
     torch.manual_seed(2)
     again, _ = trained(*gpt2)
-    assert [without_seconds(row) for row in first] == [without_seconds(row) for row in again]
+    assert first == again
 
 
 def test_dropout_of_the_config_is_never_used(tmp_path, gpt2):
     model, tokenizer = gpt2
-    with_dropout = tiny.make_policy("gpt2", len(tokenizer), resid_pdrop=0.5, embd_pdrop=0.5,
-                                    attn_pdrop=0.5)  # fmt: skip
+    half = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
+    with_dropout = tiny.make_policy("gpt2", len(tokenizer), **half)
     with_dropout.load_state_dict(model.state_dict())
     loaded = load_policy(str(tiny.save(with_dropout, tokenizer, tmp_path / "dropout")))
     none = tiny.make_policy("gpt2", len(tokenizer), resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
     none.load_state_dict(model.state_dict())
     (dropped, _), (plain, _) = trained(*loaded), trained(none, tokenizer)
-    assert [without_seconds(row) for row in dropped] == [without_seconds(row) for row in plain]
+    assert dropped == plain
 
 
 def test_the_reward_that_is_asked_for_rises(gpt2):
-    rows, _ = trained(*gpt2, reward=count_good, steps=50, batch_size=16, baseline="loo",
-                      beta=0.01, lr=3e-3)  # fmt: skip
+    many = {"steps": 50, "batch_size": 16, "baseline": "loo", "beta": 0.01, "lr": 3e-3}
+    rows, _ = trained(*gpt2, reward=count_good, **many)
     rewards = [row["reward"] for row in rows]
     assert sum(rewards[:5]) / 5 < 1
     assert sum(rewards[-5:]) / 5 > 3  # of five words
 
 
 def test_beta_holds_the_policy_at_its_anchor(gpt2):
-    free, held = (trained(*gpt2, reward=count_good, steps=25, batch_size=16, baseline="loo",
-                          mu=0.0, beta=beta)[0] for beta in (0.0, 3.0))  # fmt: skip
+    many = {"steps": 25, "batch_size": 16, "baseline": "loo", "mu": 0.0}
+    free, held = (trained(*gpt2, reward=count_good, beta=b, **many)[0] for b in (0.0, 3.0))
     drift = [sum(row["kl_anchor"] for row in rows[-5:]) / 5 for rows in (free, held)]
     assert drift[1] < drift[0] / 4
 
@@ -316,14 +325,14 @@ def test_metrics_have_their_keys_types_and_relations(gpt2):
     rows, history = trained(*gpt2, beta=0.2)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     for row, (_, _, gradient) in zip(rows, history, strict=True):
-        assert {key: type(value) for key, value in row.items()} == {
-            "step": int, "objective": float, "reward": float, "kl_anchor": float, "lr": float,
-            "grad_norm": float, "tokens": int, "same": float, "empty": float, "seconds": float,
-        }  # fmt: skip
+        whole = dict.fromkeys(("step", "tokens"), int)
+        real = ("objective", "reward", "kl_anchor", "lr", "grad_norm", "same", "empty")
+        assert {key: type(value) for key, value in row.items()} == whole | dict.fromkeys(
+            real, float
+        )
         assert row["objective"] == pytest.approx(row["reward"] - 0.2 * row["kl_anchor"], abs=1e-5)
         assert row["grad_norm"] == pytest.approx(flat(gradient).norm().item(), rel=1e-5)
         assert 4 <= row["tokens"] <= 4 * 5
-        assert row["seconds"] > 0
     assert abs(rows[0]["kl_anchor"]) < 1e-5 < abs(rows[-1]["kl_anchor"])  # both start at θ_init
 
 
@@ -333,9 +342,8 @@ def test_kl_to_the_anchor_is_the_sampled_log_ratio(letters):
     logp, logq = (tiny.exact_logprobs(m, ids, completions).detach() for m in (policy, anchor))
     exact = (logp.exp() * (logp - logq)).sum().item()
     spread = (logp.exp() * (logp - logq - exact) ** 2).sum().sqrt().item()
-    rows, _ = trained(policy, tokenizer, anchor=anchor, reward=letters_reward, steps=1,
-                      prompts=[PROMPT] * 6400, batch_size=6400, max_new_tokens=2)  # fmt: skip
-    assert rows[0]["kl_anchor"] == pytest.approx(exact, abs=4 * spread / 80)
+    row = letters_run(letters, 6400).gradient()
+    assert row["kl_anchor"] == pytest.approx(exact, abs=4 * spread / 80)
 
 
 def test_reward_sees_prompt_and_completion_as_one_text(gpt2):
@@ -357,47 +365,48 @@ def test_reward_sees_prompt_and_completion_as_one_text(gpt2):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_reward_that_is_not_finite_stops_the_run_and_keeps_its_rows(gpt2, bad):
-    calls = []
-
-    def reward(texts):
-        calls.append(texts)
-        return torch.tensor([0.0, 1.0, bad if len(calls) == 3 else 2.0, 3.0])
-
-    rows = []
-    policy, tokenizer = gpt2
-    settings = config(steps=5, batch_size=4)
-    with pytest.raises(TrainingError, match=rf"step 3: the reward is not finite \({bad}\)"):
-        train_run(policy, copy.deepcopy(policy), tokenizer, reward, WORLD, settings, 0, rows.append)
-    assert [row["step"] for row in rows] == [1, 2]
+def test_a_reward_that_is_not_finite_stops_the_run_which_can_go_on_behind_its_last_step(
+    gpt2, bad, tmp_path
+):
+    """The state is that of step 2: what has been drawn since is drawn again."""
+    undisturbed, history = trained(*gpt2, reward=words_and_good)
+    rewards = iter([words_and_good, words_and_good, lambda texts: torch.tensor([0, bad, 2, 3])])
+    run = run_of(*gpt2, reward=lambda texts: next(rewards)(texts))
+    run.step()
+    run.step()
+    with pytest.raises(TrainingError, match=rf"^step 3: the reward is not finite \({bad}\)"):
+        run.step()
+    assert (run.t, run.whole) == (2, True)
+    assert torch.equal(flat(weights_of(run.policy)), flat(history[1][0]))
+    assert torch.equal(flat(weights_of(run.anchor)), flat(history[1][1]))
+    mended = run_of(*gpt2, reward=words_and_good)
+    mended.restore(stored(run, tmp_path))
+    assert [mended.step(), mended.step()] == undisturbed[2:]
+    assert torch.equal(flat(weights_of(mended.policy)), flat(history[3][0]))
 
 
 @pytest.mark.parametrize(("reward", "what"), [(3e38, "loss"), (1e25, "gradient")])
 def test_overflow_stops_the_run_before_a_weight_is_changed(gpt2, reward, what):
-    policy, tokenizer = gpt2
-    before = flat(weights_of(policy)).clone()
-    rows = []
+    run = run_of(*gpt2, reward=lambda t: torch.full([len(t)], reward))
     with pytest.raises(TrainingError, match=f"step 1: the {what} is not finite"):
-        train_run(policy, copy.deepcopy(policy), tokenizer, lambda t: torch.full([len(t)], reward),
-                  WORLD, config(batch_size=4, max_new_tokens=8), 0, rows.append)  # fmt: skip
-    assert not rows
-    assert torch.equal(flat(weights_of(policy)), before)
+        run.step()
+    assert (run.t, run.whole) == (0, True)
+    assert torch.equal(flat(weights_of(run.policy)), flat(weights_of(gpt2[0])))
 
 
-def test_a_weight_that_is_not_finite_stops_the_run(gpt2, monkeypatch):
-    """Adam's own steps stay finite; a broken one must not reach the anchor or the log."""
+def test_a_weight_that_is_not_finite_stops_the_run_which_is_whole_no_more(gpt2, monkeypatch):
+    """Adam's own steps stay finite; a broken one must not reach the anchor or a checkpoint."""
 
     class Broken(torch.optim.SGD):
         def step(self):
             next(iter(self.param_groups[0]["params"])).data[0, 0] = math.inf
 
     monkeypatch.setattr(train.torch.optim, "Adam", Broken)
-    policy, tokenizer = gpt2
-    anchor, rows = copy.deepcopy(policy), []
+    run = run_of(*gpt2)
     with pytest.raises(TrainingError, match="step 1: the weight norm is not finite"):
-        train_run(policy, anchor, tokenizer, count_good, WORLD, config(), 0, rows.append)
-    assert not rows
-    assert flat(weights_of(anchor)).isfinite().all()
+        run.step()
+    assert (run.t, run.whole) == (0, False)
+    assert torch.equal(flat(weights_of(run.anchor)), flat(weights_of(gpt2[0])))
 
 
 def test_logits_that_are_not_finite_stop_the_run(gpt2):
@@ -408,23 +417,58 @@ def test_logits_that_are_not_finite_stop_the_run(gpt2):
         trained(policy, tokenizer)
 
 
-def test_a_run_beyond_max_kl_ends_with_the_weights_before_its_last_update(gpt2):
-    loud = {"steps": 12, "batch_size": 16, "max_new_tokens": 5, "lr": 1e-2, "mu": 0.0, "beta": 0.0}
-    free, history = trained(*gpt2, reward=count_good, **loud)
-    limit = 2.0
-    beyond = next(row["step"] for row in free if row["kl_anchor"] > limit)
+LOUD = {"steps": 12, "batch_size": 16, "max_new_tokens": 5, "lr": 1e-2, "mu": 0.0, "beta": 0.0}
+
+
+def test_a_run_goes_back_to_the_weights_before_its_last_update(gpt2):
+    """What the KL of step t is measured with is θ_{t−1}; back from it lies θ_{t−2}."""
+    _, history = trained(*gpt2, **LOUD)
+    run = run_of(*gpt2, training=LOUD | {"max_kl": 1e9})
+    run.gradient()
+    run.undo()  # nothing was updated
+    assert torch.equal(flat(weights_of(run.policy)), flat(weights_of(gpt2[0])))
+    run = run_of(*gpt2, training=LOUD | {"max_kl": 1e9})
+    for _ in range(3):
+        run.step()
+    run.gradient()
+    assert torch.equal(flat(weights_of(run.policy)), flat(history[2][0]))
+    run.undo()
+    assert torch.equal(flat(weights_of(run.policy)), flat(history[1][0]))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_run_beyond_max_kl_ends_with_the_weights_before_its_last_update(
+    gpt2, policy_folders, tmp_path, monkeypatch, last
+):
+    """Also where the last step of all is the one beyond it."""
+    free, limit, history = run_of(*gpt2, training=LOUD), 2.0, []
+    with taped(free.policy, 5):
+        kls = [0.0]
+        while kls[-1] <= limit:
+            history.append(flat(weights_of(free.policy)).clone())
+            kls.append(free.step()["kl_anchor"])
+    beyond = free.t
     assert 2 < beyond < 12
-    policy, tokenizer = gpt2
-    policy, rows = copy.deepcopy(policy), []
-    train_run(policy, copy.deepcopy(policy), tokenizer, count_good, WORLD,
-              config(max_kl=limit, **loud), 0, rows.append)  # fmt: skip
+    steps = beyond if last else 12
+    rl_run(policy_folders("gpt2"), tmp_path, monkeypatch, LOUD | {"steps": steps, "max_kl": limit})
+    rows = read_jsonl(tmp_path / "out" / "steps.jsonl")
     assert [row["step"] for row in rows] == list(range(1, beyond + 1))
     assert [row.get("stopped") for row in rows] == [None] * (beyond - 1) + [True]
-    assert rows[-1]["kl_anchor"] == free[beyond - 1]["kl_anchor"] > limit
-    # θ behind the update of step `beyond` − 2: the last whose KL was measured and small enough.
-    torch.testing.assert_close(
-        flat(weights_of(policy)), flat(history[beyond - 3][0]), rtol=0, atol=0
-    )
+    assert [row["kl_anchor"] for row in rows] == kls[1:]
+    ended, _ = load_policy(str(tmp_path / "out" / "weights"))
+    assert torch.equal(flat(weights_of(ended)), history[beyond - 2])
+
+
+def rl_run(policy, folder, monkeypatch, training, **options):
+    """What the engine computes, with the reward and the prompts of this file."""
+    monkeypatch.setattr(warp, "load_reward", lambda *_: count_good)
+    prompts = folder / "prompts"
+    prompts.mkdir()
+    seal_json(prompts / TEXTS, WORLD)
+    (folder / "out").mkdir()
+    asked = {"theta_init": policy, "reward": folder, "prompts": prompts, "positive_label": ""}
+    asked |= {"training": settings(**training).model_dump(), "seed": 0, "checkpoint_every": 0}
+    warp.rl_run(folder / "out", folder / "work", **asked | options)
 
 
 def test_equal_and_empty_completions_are_counted(gpt2, monkeypatch):
@@ -434,24 +478,100 @@ def test_equal_and_empty_completions_are_counted(gpt2, monkeypatch):
     assert [(row["same"], row["empty"]) for row in rows] == [(0.75, 0.0), (0.25, 0.5)]
 
 
-def test_five_hundred_steps_take_no_more_memory_or_files_than_one_hundred(gpt2, tmp_path):
-    policy, tokenizer = copy.deepcopy(gpt2[0]), gpt2[1]
-    process, at = psutil.Process(), dict[int, tuple[int, int, int]]()
+# The state
 
-    def on_step(row):
-        append_jsonl(tmp_path / "log.jsonl", row)
-        if row["step"] in (100, 500):
-            gc.collect()
-            at[row["step"]] = process.memory_info().rss, process.num_fds(), process.num_threads()
 
-    settings = config(steps=500, batch_size=4, max_new_tokens=5, lr=1e-5, checkpoint_every=50)
-    states = Checkpoint(tmp_path / "states", tmp_path / "log.jsonl", every=50)
-    train_run(
-        policy, copy.deepcopy(policy), tokenizer, count_good, WORLD, settings, 0, on_step, states
+def stored(run, folder):
+    """Its state, as a checkpoint's file gives it back."""
+    checkpoint = Checkpoint(folder / f"behind_{run.t}", steps=100, every=1)
+    checkpoint.t = run.t
+    checkpoint.save(run.state())
+    return checkpoint.restore()
+
+
+def flat_state(state):
+    """All that is in it, by name."""
+    each = ((key, part if isinstance(part, dict) else {"": part}) for key, part in state.items())
+    inner = ((f"{key}.{name}", of) for key, part in each for name, of in part.items())
+    pairs = ((name, of if isinstance(of, dict) else {"": of}) for name, of in inner)
+    return {f"{name}.{key}": tensor for name, of in pairs for key, tensor in of.items()}
+
+
+def assert_same_state(ours, theirs):
+    ours, theirs = flat_state(ours), flat_state(theirs)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+STATES = {
+    "as printed": {},
+    "anchor sft": {"anchor": "sft", "warmup_steps": 3},
+    "max_kl": {"max_kl": 1e9, "baseline": "loo", "precision": "bf16"},
+}
+
+
+@pytest.mark.parametrize("training", STATES.values(), ids=STATES)
+def test_restored_behind_any_step_a_run_goes_on_bit_for_bit(gpt2, training, tmp_path):
+    """Into a second round of the prompts, too, and with what `max_kl` goes back to."""
+    sft = tiny.make_policy("gpt2", len(gpt2[1]), seed=1) if "anchor" in training else None
+    asked = {"reward": words_and_good, "anchor": sft, "training": training}
+    run = run_of(*gpt2, **asked)
+    states, rows = [stored(run, tmp_path)], []
+    for _ in range(4):
+        rows.append(run.step())
+        states.append(stored(run, tmp_path))
+        assert_same_state(run.state(), states[-1])
+    assert bool(run.before) == ("max_kl" in training)
+    for t in range(5):
+        again = run_of(*gpt2, **asked)
+        again.restore(states[t])
+        assert again.t == t
+        assert_same_state(again.state(), states[t])
+        assert [again.step() for _ in range(t, 4)] == rows[t:]
+        assert_same_state(again.state(), states[4])
+        again.undo()
+        wanted = states[3] if again.before else states[4]
+        torch.testing.assert_close(weights_of(again.policy), dict(wanted["policy"]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("training", STATES.values(), ids=STATES)
+def test_the_gradient_changes_nothing_that_a_checkpoint_holds(gpt2, training, tmp_path):
+    run = run_of(*gpt2, reward=words_and_good, training=training)
+    run.step()
+    before = stored(run, tmp_path)
+    run.gradient()
+    assert_same_state(run.state(), before)
+    run.update()
+    assert (run.t, int(run.state()["t"])) == (2, 2)
+    after = flat_state(run.state())
+    changed = {n.partition(".")[0] for n, w in flat_state(before).items() if not w.equal(after[n])}
+    ema = {"anchor"} if run.training.anchor == "ema" else set()
+    assert changed >= {"policy", "adam", "random", "t"} | ema
+
+
+def test_five_hundred_steps_take_no_more_memory_or_files_than_one_hundred(tmp_path, monkeypatch):
+    """A hundredth of the weights kept by each step would be seen, and one object of any size."""
+    tokenizer = tiny.make_tokenizer()
+    policy = tiny.save(
+        tiny.make_policy("gpt2", len(tokenizer), n_embd=128), tokenizer, tmp_path / "p"
     )
-    (rss, *handles), (rss_later, *handles_later) = at[100], at[500]
-    a_set = sum(weight.nbytes for weight in weights_of(policy).values())
-    assert rss_later - rss < 400 * a_set / 4  # were one set of weights kept by each step
+    process, at, update = psutil.Process(), {}, Run.update
+
+    def measured(run):
+        update(run)
+        if run.t in (100, 500):
+            gc.collect()
+            files = len(list((tmp_path / "work").rglob("*")))
+            handles = process.num_fds(), process.num_threads(), files
+            at[run.t] = process.memory_info().rss, len(gc.get_objects()), handles
+            at["weights"] = sum(weight.nbytes for weight in weights_of(run.policy).values())
+
+    monkeypatch.setattr(Run, "update", measured)
+    training = {"steps": 500, "batch_size": 2, "max_new_tokens": 2, "lr": 1e-5, "max_kl": 1e9}
+    rl_run(policy, tmp_path, monkeypatch, training, checkpoint_every=99)
+    (rss, objects, handles), (rss_later, objects_later, handles_later) = at[100], at[500]
+    assert rss_later - rss < 400 * at["weights"] / 100
+    assert objects_later - objects < 100
     assert handles_later == handles
 
 

@@ -2,9 +2,12 @@
 
 import copy
 import math
+import os
 import re
 import shutil
+import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,15 +18,18 @@ from safetensors.torch import load_file, save_file
 
 from warp_core import warp
 from warp_core.config import WarpConfig
-from warp_core.errors import ConfigError, TrainingError
-from warp_core.evaluate import estimate, policy_kl
-from warp_core.files import read_json, read_jsonl
+from warp_core.engine import memory
+from warp_core.engine.tape import taped
+from warp_core.evaluate import Completions, complete, estimate, policy_kl
 from warp_core.merge import liti, slerp
-from warp_core.models import fingerprint, load_policy, load_weights, weights_of
-from warp_core.prompts import load_prompts
-from warp_core.reward import load_reward
-from warp_core.train import prompt_batches, train_run
-from warp_core.warp import run_front, run_seed, run_warp
+from warp_core.store.errors import ConfigError, DiedError, StorageError, TrainingError
+from warp_core.store.files import append_jsonl, read_json, read_jsonl
+from warp_core.store.results import Store
+from warp_core.train import Run
+from warp_core.warp import Experiment, run_front, run_seed, run_warp
+from warp_core.world.models import fingerprint, load_policy, weights_of
+from warp_core.world.prompts import Prompts, load_prompts, prompt_batches
+from warp_core.world.reward import load_reward
 
 EXPERIMENTS = {
     "gpt2": {},
@@ -43,9 +49,8 @@ def finished(tmp_path_factory, make_tiny_params, policy_folders, two_label_folde
             if "positive_label" in changes:
                 changes = changes | {"reward_model": str(two_label_folder)}
             folder = tmp_path_factory.mktemp(architecture) / "run"
-            config = WarpConfig(**make_tiny_params(
-                policy=str(policy_folders(architecture)), run_dir=str(folder), **changes
-            ))  # fmt: skip
+            changes = changes | {"policy": str(policy_folders(architecture))}
+            config = WarpConfig(**make_tiny_params(run_dir=str(folder), **changes))
             done[architecture] = config, run_warp(config)
         return done[architecture]
 
@@ -54,21 +59,51 @@ def finished(tmp_path_factory, make_tiny_params, policy_folders, two_label_folde
 
 @pytest.fixture
 def gpt2_copy(finished, tmp_path) -> WarpConfig:
-    """The finished GPT-2 experiment, to spoil."""
+    """The finished GPT-2 experiment with its store, to spoil."""
     config, _ = finished("gpt2")
-    shutil.copytree(config.folder, tmp_path / "copy")
-    return config.model_copy(update={"run_dir": str(tmp_path / "copy")})
+    shutil.copytree(config.folder.parent, tmp_path / "runs")
+    return config.model_copy(update={"run_dir": str(tmp_path / "runs" / "run")})
+
+
+def store_of(config) -> Store:
+    return Store(config.folder.parent / "store")
+
+
+def load_weights(folder: Path):
+    return load_file(folder / "model.safetensors")
+
+
+def prompts_of(config) -> Prompts:
+    return load_prompts(config.prompts, config.prompt_words, config.eval_prompts)
+
+
+def counted(monkeypatch, name):
+    """What the engine computes with a function of warp, from here on: its keyword arguments."""
+    calls, function = [], getattr(warp, name)
+
+    def counting(out, **options):
+        calls.append(options)
+        function(out, **options)
+
+    monkeypatch.setattr(warp, name, counting)
+    return calls
 
 
 def rows_of(config, **wanted):
     rows = read_jsonl(config.folder / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if k not in (*wanted, "seconds")}
-            for row in rows if wanted.items() <= row.items()]  # fmt: skip
+    rows = [row for row in rows if wanted.items() <= row.items()]
+    return [{k: v for k, v in row.items() if k not in (*wanted, "seconds")} for row in rows]
 
 
 def files_below(folder: Path):
-    return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns
-            for p in folder.rglob("*") if p.is_file()}  # fmt: skip
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in files}
+
+
+def weights_below(folder: Path):
+    """Bytes of the weights by the place of their folder."""
+    files = folder.rglob("model.safetensors")
+    return {path.parent.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 # What a run stores
@@ -80,10 +115,9 @@ each_architecture = pytest.mark.parametrize("architecture", EXPERIMENTS)
 def test_a_run_folder_has_its_files(architecture, finished):
     config, summary = finished(architecture)
     folder = config.folder
-    assert {p.name for p in folder.iterdir()} - {".lock"} == {
-        "params.yaml", "meta.json", "metrics.jsonl", "summary.json", "samples.jsonl", "weights",
-        "steps", "timing.json", "SHA256SUMS",
-    }  # fmt: skip
+    about = {"params.yaml", "meta.json", "origins.json", "timing.json", "SHA256SUMS"}
+    results = {"metrics.jsonl", "summary.json", "samples.jsonl", "weights"}
+    assert {p.name for p in folder.iterdir()} - {".lock"} == about | results
     stored = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
     assert WarpConfig(**stored) == config
     assert read_json(folder / "summary.json") == summary
@@ -91,23 +125,18 @@ def test_a_run_folder_has_its_files(architecture, finished):
     assert {"commit", "python", "versions", "device", "cores", "identity"} <= meta.keys()
     assert meta["versions"]["torch"] == torch.__version__
     assert meta["identity"]["policy_sha256"] == fingerprint(load_policy(config.policy)[0])
-    weights = {p.relative_to(folder / "weights").as_posix()
-               for p in (folder / "weights").rglob("*.safetensors")}  # fmt: skip
-    runs = [f"run_{m}" for m in range(1, config.runs + 1)]
-    wanted = {f"iteration_{i}/{name}/model.safetensors"
-              for i in range(1, config.iterations + 1) for name in [*runs, "slerp"]}  # fmt: skip
-    wanted |= {f"iteration_{i}/liti/model.safetensors" for i in range(1, config.iterations)}
-    assert weights == wanted | {"warp/model.safetensors"}
+    names = [*(f"run_{m}" for m in range(1, config.runs + 1)), "slerp"]
+    wanted = {f"iteration_{i}/{n}" for i in range(1, config.iterations + 1) for n in names}
+    wanted |= {f"iteration_{i}/liti" for i in range(1, config.iterations)} | {"warp"}
+    assert weights_below(folder / "weights").keys() == wanted
 
 
 @each_architecture
 def test_a_summary_has_its_numbers(architecture, finished):
     config, summary = finished(architecture)
-    assert set(summary) == {
-        "sft_reward", "warp_reward", "reward_difference", "kl_sft_warp", "kl_warp_sft", "text",
-        "angles", "training_reward", "front",
-    }  # fmt: skip
-    for key in ("sft_reward", "warp_reward", "reward_difference", "kl_sft_warp", "kl_warp_sft"):
+    estimates = {"sft_reward", "warp_reward", "reward_difference", "kl_sft_warp", "kl_warp_sft"}
+    assert set(summary) == estimates | {"text", "angles", "training_reward", "front"}
+    for key in estimates:
         assert set(summary[key]) == {"mean", "stderr", "n"}
         assert summary[key]["n"] == config.eval_prompts
         assert math.isfinite(summary[key]["mean"])
@@ -140,17 +169,15 @@ def test_metrics_have_a_row_for_every_step(architecture, finished):
         for m in range(1, config.runs + 1)
         for t in range(1, config.steps + 1)
     ]
-    assert set(rows[0]) == {
-        "iteration", "run", "step", "objective", "reward", "kl_anchor", "lr", "grad_norm",
-        "tokens", "same", "empty", "seconds",
-    }  # fmt: skip
+    metrics = {"objective", "reward", "kl_anchor", "lr", "grad_norm", "tokens", "same", "empty"}
+    assert set(rows[0]) == {"iteration", "run", "step", "seconds"} | metrics
 
 
 @each_architecture
 def test_samples_are_the_evaluation_prompts_with_both_completions(architecture, finished):
     config, summary = finished(architecture)
     samples = read_jsonl(config.folder / "samples.jsonl")
-    assert [s["prompt"] for s in samples] == load_prompts(config).evaluation
+    assert [s["prompt"] for s in samples] == prompts_of(config).evaluation
     for policy in ("sft", "warp"):
         texts = [s["prompt"] + s[policy] for s in samples]
         rewards = load_reward(config.reward_model, config.positive_label)(texts).tolist()
@@ -169,6 +196,7 @@ def test_weights_are_the_merge_of_the_runs_and_liti_from_theta_init(architecture
         thetas = [load_weights(folder / f"run_{m}") for m in range(1, config.runs + 1)]
         for theta in thetas:
             assert any(not torch.equal(theta[name], theta_init[name]) for name in theta)
+        theta_init = {name: theta_init[name] for name in thetas[0]}
         theta_slerp = slerp(theta_init, thetas)
         torch.testing.assert_close(load_weights(folder / "slerp"), theta_slerp)
         theta_init = liti(theta_init, theta_slerp, config.eta)
@@ -176,32 +204,42 @@ def test_weights_are_the_merge_of_the_runs_and_liti_from_theta_init(architecture
         torch.testing.assert_close(load_weights(after), theta_init)
 
 
+def trained_anew(config, iteration, run):
+    """The rows of a run and its weights, trained once more outside the experiment."""
+    weights = config.folder / "weights"
+    start = weights / f"iteration_{iteration - 1}" / "liti" if iteration > 1 else config.policy
+    policy, tokenizer = load_policy(str(start))
+    anchor = load_policy(config.policy)[0] if config.anchor == "sft" else copy.deepcopy(policy)
+    reward = load_reward(config.reward_model, config.positive_label)
+    x, seed = prompts_of(config).train, run_seed(config, iteration, run)
+    again = Run(policy, anchor, tokenizer, reward, x, config.training, seed)
+    with taped(policy, config.max_new_tokens):
+        rows = [again.step() for _ in range(config.steps)]
+    stored = load_weights(weights / f"iteration_{iteration}" / f"run_{run}")
+    ours = weights_of(policy)
+    torch.testing.assert_close({name: ours[name] for name in stored}, stored, rtol=0, atol=0)
+    return rows
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_a_run_starts_at_theta_init_with_its_own_seed_and_anchor(architecture, finished):
-    """Run 2 of iteration 2, trained once more, outside the experiment."""
     config, _ = finished(architecture)
-    weights = config.folder / "weights"
-    policy, tokenizer = load_policy(str(weights / "iteration_1" / "liti"))
-    anchor = load_policy(config.policy)[0] if config.anchor == "sft" else copy.deepcopy(policy)
-    rows = []
-    train_run(
-        policy, anchor, tokenizer, load_reward(config.reward_model, config.positive_label),
-        load_prompts(config).train, config, run_seed(config, 2, 2), rows.append,
-    )  # fmt: skip
-    stored = rows_of(config, iteration=2, run=2)
-    assert [{k: v for k, v in row.items() if k != "seconds"} for row in rows] == stored
+    rows = trained_anew(config, iteration=2, run=2)
+    assert rows == rows_of(config, iteration=2, run=2)
     assert (abs(rows[0]["kl_anchor"]) < 1e-5) == (config.anchor == "ema")
-    torch.testing.assert_close(
-        dict(weights_of(policy)), load_weights(weights / "iteration_2" / "run_2"), rtol=0, atol=0
-    )
+
+
+def answers(config, policy, reference=None):
+    tokenizer = load_policy(config.policy)[1]
+    reward = load_reward(config.reward_model, config.positive_label)
+    how = config.max_new_tokens, config.temperature, config.seed
+    return complete(policy, tokenizer, reward, prompts_of(config).evaluation, *how, reference)
 
 
 def test_the_warp_policy_is_the_one_that_was_evaluated(finished):
     config, summary = finished("gpt2")
-    world = warp.World(config)
     model, _ = load_policy(str(config.folder / "weights" / "warp"))
-    completions = warp.complete(model, world.tokenizer, world.reward, world.prompts.evaluation,
-                                config, reference=world.sft)  # fmt: skip
+    completions = answers(config, model, load_policy(config.policy)[0])
     assert estimate(completions.rewards) == summary["warp_reward"]
     assert estimate(completions.kls) == summary["kl_warp_sft"]
 
@@ -223,23 +261,54 @@ def test_runs_that_share_a_seed_coincide_and_own_seeds_do_not(finished, gpt2_cop
 def test_a_shared_seeds_run_is_computed_once_and_is_the_run_that_run_2_would_be(
     gpt2_copy, tmp_path, monkeypatch
 ):
-    changes = {"shared_run_seed": True, "runs": 3, "run_dir": str(tmp_path / "shared")}
+    changes = {"shared_run_seed": True, "runs": 3, "run_dir": str(tmp_path / "new" / "shared")}
     config = gpt2_copy.model_copy(update=changes)
-    trained = []
-    train_one = warp._train_one
-    monkeypatch.setattr(warp, "_train_one", lambda *x: (trained.append(x[2:]), train_one(*x)))
+    trained = counted(monkeypatch, "rl_run")
     run_warp(config)
-    (*first, threads), second = trained
-    assert (first, second) == ([1, 1], (2, 1, threads))
-    folder = config.folder / "weights" / "iteration_2"
-    copied, log = load_weights(folder / "run_3"), rows_of(config, iteration=2, run=3)
-    shutil.rmtree(folder / "run_3")
-    train_one(config, config.folder, 2, 3, threads)
-    torch.testing.assert_close(load_weights(folder / "run_3"), copied, rtol=0, atol=0)
-    assert log == [
-        {k: v for k, v in row.items() if k not in ("iteration", "run", "seconds")}
-        for row in read_jsonl(config.folder / "steps" / "iteration_2_run_3.jsonl")
-    ]
+    assert len(trained) == 2  # one an iteration
+    assert rows_of(config, iteration=2, run=3) == rows_of(config, iteration=2, run=1)
+    assert rows_of(config, iteration=2, run=3) == trained_anew(config, iteration=2, run=3)
+
+
+def test_runs_that_experiments_share_are_computed_once(gpt2_copy, monkeypatch):
+    trained, evaluated = counted(monkeypatch, "rl_run"), counted(monkeypatch, "evaluate")
+    beside = str(gpt2_copy.folder.with_name("another_eta"))
+    summary = run_warp(gpt2_copy.model_copy(update={"eta": 0.2, "run_dir": beside}))
+    assert len(trained) == 2  # of iteration 2, whose θ_init is another
+    assert len(evaluated) == 1  # θ_sft is known
+    trained.clear()
+    beside = str(gpt2_copy.folder.with_name("more_prompts"))
+    more = run_warp(gpt2_copy.model_copy(update={"eval_prompts": 9, "run_dir": beside}))
+    assert not trained
+    assert more["sft_reward"]["n"] == 9
+    assert summary["sft_reward"] == run_warp(gpt2_copy)["sft_reward"]
+
+
+def test_kept_results_are_theta_slerp_and_warp_with_the_same_numbers(finished, tmp_path):
+    config, summary = finished("gpt2")
+    lean = config.model_copy(
+        update={"keep_weights": "result", "run_dir": str(tmp_path / "runs" / "lean")}
+    )
+    assert run_warp(lean) == summary
+    assert weights_below(lean.folder).keys() == {"weights/iteration_2/slerp", "weights/warp"}
+    for place, data in weights_below(lean.folder).items():
+        assert data == weights_below(config.folder)[place]
+    kinds = [path.name.partition("-")[0] for path in store_of(lean).folder.glob("*-*")]
+    assert (kinds.count("run"), kinds.count("merged")) == (4, 4)  # their small files stay
+    expect_weights_of_the_result(lean)
+    assert rows_of(lean) == rows_of(config)
+    swept = run_front(lean, etas=[0.5, 1.0])
+    assert (len(swept["front"]), swept["front_runs"]) == (2, [])
+    expect_weights_of_the_result(lean)
+
+
+def expect_weights_of_the_result(config):
+    """In the store: θ_sft, r, and the two that the run folder shows, which are one file there."""
+    e, links = Experiment(config), {}
+    for path in store_of(config).folder.rglob("model.safetensors"):
+        links[path.parent.parent.name] = path.stat().st_nlink
+    _, theta_slerp, warp = e.iterations[-1]
+    assert links == {e.theta_sft.name: 1, e.given.reward.name: 1, theta_slerp.name: 2, warp.name: 2}
 
 
 def test_side_by_side_or_one_after_the_other_the_bits_are_the_same(gpt2_copy, tmp_path):
@@ -247,16 +316,57 @@ def test_side_by_side_or_one_after_the_other_the_bits_are_the_same(gpt2_copy, tm
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)  # as OMP_NUM_THREADS does
-            changes = {"run_dir": str(tmp_path / f"{threads}"), "iterations": 1}
+            changes = {"run_dir": str(tmp_path / f"{threads}" / "run"), "iterations": 1}
             config = gpt2_copy.model_copy(update=changes)
+            assert Experiment(config).engine().workers == threads
             run_warp(config)
-            files = sorted((config.folder / "weights").rglob("*.safetensors"))
-            weights = {str(f.relative_to(config.folder)): f.read_bytes() for f in files}
-            stored.append((weights, rows_of(config)))
+            stored.append((weights_below(config.folder), rows_of(config)))
     finally:
         torch.set_num_threads(1)
     assert len(stored[0][0]) == 4
     assert stored[0] == stored[1]
+
+
+def killed_behind_step_1(out, work, **options):
+    work.mkdir(parents=True)
+    append_jsonl(work / "steps.jsonl", {"step": 1})
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_run_that_is_killed_is_named_the_other_is_kept_and_both_end_as_ever(
+    finished, gpt2_copy, tmp_path, monkeypatch
+):
+    config = gpt2_copy.model_copy(update={"run_dir": str(tmp_path / "new" / "run"), "workers": 2})
+    rl_run = Experiment.rl_run
+
+    def spoilt(self, theta_init, i, m):
+        task = rl_run(self, theta_init, i, m)
+        return replace(task, make=killed_behind_step_1) if (i, m) == (1, 2) else task
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "rl_run", spoilt)
+        with pytest.raises(DiedError, match=r"iteration 1, run 2 behind step 1: its process died"):
+            run_warp(config)
+    (kept,) = store_of(config).folder.glob("run-*/steps.jsonl")
+    before = kept.stat().st_mtime_ns
+    rows = read_jsonl(config.folder / "metrics.jsonl")
+    assert [(row["run"], row["step"]) for row in rows] == [(1, 1), (1, 2), (2, 1)]
+    config = config.model_copy(update={"workers": 1})
+    assert run_warp(config) == finished("gpt2")[1]
+    assert kept.stat().st_mtime_ns == before
+    assert weights_below(config.folder) == weights_below(gpt2_copy.folder)
+
+
+def test_an_experiment_has_as_many_workers_as_runs_that_differ(gpt2_copy, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for changes, workers, threads in (
+        ({"runs": 8}, 8, 2),
+        ({"runs": 8, "workers": 1}, 1, 16),
+        ({"runs": 4, "shared_run_seed": True}, 1, 16),
+    ):
+        engine = Experiment(gpt2_copy.model_copy(update=changes)).engine()
+        assert (engine.workers, engine.threads) == (workers, threads)
 
 
 def test_every_run_has_a_seed_of_its_own_unless_it_is_shared():
@@ -278,7 +388,7 @@ def test_a_second_call_computes_and_writes_nothing(finished, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("finished work must not be done again")
 
-    for name in ("_train_runs", "complete", "evaluate_pair", "save_policy"):
+    for name in ("rl_run", "merge", "evaluate", "seal_json"):
         monkeypatch.setattr(warp, name, forbidden)
     start = time.monotonic()
     assert run_warp(config) == summary
@@ -288,59 +398,60 @@ def test_a_second_call_computes_and_writes_nothing(finished, monkeypatch):
 
 def test_the_same_parameters_elsewhere_give_the_same_numbers_bit_for_bit(finished, tmp_path):
     config, summary = finished("gpt2")
-    again = run_warp(config, tmp_path / "elsewhere")
+    again = run_warp(config, tmp_path / "new" / "elsewhere")
     assert again == summary
-    theirs, ours = (
-        {p.relative_to(f): p.read_bytes() for p in (f / "weights").rglob("*.safetensors")}
-        for f in (config.folder, tmp_path / "elsewhere")
-    )
-    assert theirs == ours
+    elsewhere = tmp_path / "new" / "elsewhere"
+    assert weights_below(elsewhere) == weights_below(config.folder)
+    assert len(weights_below(elsewhere)) == 8
 
 
-@pytest.mark.parametrize(
-    "lost",
-    [
-        ["weights/warp"],
-        ["weights/iteration_2/run_2", "weights/iteration_2/slerp", "weights/warp", "samples.jsonl"],
-        ["weights/iteration_1/run_1", "weights/iteration_1/liti", "weights/iteration_2",
-         "weights/warp", "metrics.jsonl"],
-    ],
-)  # fmt: skip
-def test_an_experiment_that_was_killed_goes_on_to_the_same_numbers(lost, finished, gpt2_copy):
+@pytest.mark.parametrize("iteration", [1, 2])
+@pytest.mark.parametrize("what", ["thetas", "slerp", "liti", "evaluations"])
+def test_an_experiment_that_was_killed_goes_on_to_the_same_numbers(
+    what, iteration, finished, gpt2_copy, monkeypatch
+):
+    """From here on, everything is missing in the store and in the run folder."""
     config, summary = finished("gpt2")
-    folder = gpt2_copy.folder
-    kept = files_below(folder)
-    (folder / "summary.json").unlink()
-    for name in lost:
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if not (folder / "weights/iteration_2/run_2").is_dir():  # killed while it wrote a line
-        log = folder / "steps/iteration_2_run_2.jsonl"
-        log.write_text(log.read_text()[:-40])
-
+    experiment, store = Experiment(gpt2_copy), store_of(gpt2_copy)
+    order = [(("thetas", i), thetas) for i, (thetas, *_) in enumerate(experiment.iterations, 1)]
+    order += [(("slerp", i), [slerp]) for i, (_, slerp, _) in enumerate(experiment.iterations, 1)]
+    order += [(("liti", i), [task]) for i, (*_, task) in enumerate(experiment.iterations, 1)]
+    order += [(("evaluations", 2), experiment.wanted()[-2:])]
+    places = ["thetas", "slerp", "liti", "evaluations"]
+    gone = []
+    for (kind, i), tasks in order:
+        if (i, places.index(kind)) >= (iteration, places.index(what)):
+            gone += tasks
+    for task in gone:
+        shutil.rmtree(store.path(task), ignore_errors=True)
+    (gpt2_copy.folder / "summary.json").unlink()
+    shutil.rmtree(gpt2_copy.folder / "weights")
+    kept = files_below(store.folder)
+    trained = counted(monkeypatch, "rl_run")
     assert run_warp(gpt2_copy) == summary
     assert rows_of(gpt2_copy) == rows_of(config)
-    untouched = [name for name in kept if "/run_" in name and not any(name.startswith(gone)
-                 for gone in lost)]  # fmt: skip
-    after = files_below(folder)
-    assert untouched
-    assert all(after[name] == kept[name] for name in untouched)
+    assert len(trained) == sum(task.kind == "run" for task in gone)
+    after = files_below(store.folder)
+    assert all(after[name] == kept[name] for name in kept)
+    assert weights_below(gpt2_copy.folder) == weights_below(config.folder)
 
 
-def test_completions_of_theta_sft_are_made_once_for_all_experiments(finished, monkeypatch):
-    config, summary = finished("gpt2")
-    stored = list((config.folder.parent / "sft").iterdir())
-    world = warp.World(config)
-    made = warp.complete(world.sft, world.tokenizer, world.reward, world.prompts.evaluation, config)
-    monkeypatch.setattr(warp, "complete", None)
-    again = warp.sft_completions(world, config, config.folder.parent / "sft")
+def test_completions_of_theta_sft_are_made_once_for_all_experiments(gpt2_copy, monkeypatch):
+    experiment = Experiment(gpt2_copy)
+    stored = store_of(gpt2_copy).path(experiment.evaluation(experiment.theta_sft))
+    made = answers(gpt2_copy, load_policy(gpt2_copy.policy)[0])
+    again = Completions.load(stored)
     assert again.texts == made.texts
     assert again.rewards == pytest.approx(made.rewards)
+    assert again.kls == [0.0] * gpt2_copy.eval_prompts
     for ours, theirs in zip(again.rollouts, made.rollouts, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(vars(ours).values(), vars(theirs).values(),
-                                                     strict=True))  # fmt: skip
-    assert estimate(again.rewards) == summary["sft_reward"]
-    assert list((config.folder.parent / "sft").iterdir()) == stored
+        for a, b in zip(vars(ours).values(), vars(theirs).values(), strict=True):
+            assert torch.equal(a, b)
+    evaluated = counted(monkeypatch, "evaluate")
+    beside = str(gpt2_copy.folder.with_name("another_lr"))
+    other = run_warp(gpt2_copy.model_copy(update={"lr": 1e-3, "run_dir": beside}))
+    assert len(evaluated) == 1
+    assert other["sft_reward"] == run_warp(gpt2_copy)["sft_reward"]
 
 
 # The front
@@ -354,24 +465,21 @@ def test_the_front_goes_from_theta_sft_to_theta_slerp(gpt2_copy, finished):
     assert front[0]["reward"] == finished("gpt2")[1]["sft_reward"]
     assert 0 < front[1]["kl"]["mean"] < front[2]["kl"]["mean"]
 
-    world = warp.World(gpt2_copy)
+    sft = load_policy(gpt2_copy.policy)[0]
     iteration = gpt2_copy.folder / "weights" / "iteration_2"
-    for point, name in [(front[2], "slerp"), *zip(summary["front_runs"], ("run_1", "run_2"),
-                                                  strict=True)]:  # fmt: skip
+    pairs = zip(summary["front_runs"], ("run_1", "run_2"), strict=True)
+    for point, name in [(front[2], "slerp"), *pairs]:
         model, _ = load_policy(str(iteration / name))
-        completions = warp.complete(
-            model, world.tokenizer, world.reward, world.prompts.evaluation, gpt2_copy
-        )
+        completions = answers(gpt2_copy, model)
         assert point["reward"] == pytest.approx(estimate(completions.rewards), rel=1e-4)
-        kl = estimate(policy_kl(model, world.sft, completions, gpt2_copy))
+        kl = estimate(policy_kl(model, sft, completions.rollouts, gpt2_copy.temperature))
         assert point["kl"] == pytest.approx(kl, rel=1e-3)
     assert [point["run"] for point in summary["front_runs"]] == [1, 2]
     assert read_json(gpt2_copy.folder / "summary.json") == summary
     of_sft = [row["sft_reward"] for row in read_jsonl(gpt2_copy.folder / "samples.jsonl")]
-    for point, row in zip(front, sorted(
-        (row for row in read_jsonl(gpt2_copy.folder / "front.jsonl") if "eta" in row),
-        key=lambda row: row["eta"],
-    ), strict=True):  # fmt: skip
+    rows = {row.get("eta"): row for row in read_jsonl(gpt2_copy.folder / "front.jsonl")}
+    for point in front:
+        row = rows[point["eta"]]
         gains = [a - b for a, b in zip(row["rewards"], of_sft, strict=True)]
         assert point["gain"] == pytest.approx(estimate(gains))
         assert point["kl"] == pytest.approx(estimate(row["kls"]))
@@ -379,30 +487,20 @@ def test_the_front_goes_from_theta_sft_to_theta_slerp(gpt2_copy, finished):
 
 def test_points_of_the_front_that_are_there_stay(gpt2_copy, monkeypatch):
     first = run_front(gpt2_copy, etas=[0.0, 1.0])
-    evaluated = []
-    complete = warp.complete
-
-    def counted(*args, **options):
-        evaluated.append(args)
-        return complete(*args, **options)
-
-    monkeypatch.setattr(warp, "complete", counted)
-    summary = run_front(gpt2_copy, etas=[0.0, 0.3, 1.0])
+    evaluated = counted(monkeypatch, "evaluate")
+    summary = run_front(gpt2_copy, etas=[0.3])
     assert len(evaluated) == 1
     assert [point["eta"] for point in summary["front"]] == [0.0, 0.3, 1.0]
     assert summary["front"][::2] == first["front"]
-    assert run_warp(gpt2_copy) == summary
+    assert run_front(gpt2_copy, etas=[0.0, 0.3, 1.0]) == run_warp(gpt2_copy) == summary
+    assert len(evaluated) == 1
 
 
 def test_a_shared_seeds_front_evaluates_each_policy_once(gpt2_copy, tmp_path, monkeypatch):
-    changes = {"shared_run_seed": True, "run_dir": str(tmp_path / "shared")}
+    changes = {"shared_run_seed": True, "run_dir": str(tmp_path / "new" / "shared")}
     shared = gpt2_copy.model_copy(update=changes)
     run_warp(shared)
-    evaluated = []
-    complete = warp.complete
-    monkeypatch.setattr(
-        warp, "complete", lambda *x, **o: (evaluated.append(x[0]), complete(*x, **o))[1]
-    )
+    evaluated = counted(monkeypatch, "evaluate")
     summary = run_front(shared, etas=[0.0, 1.0])
     assert len(evaluated) == 2  # θ_slerp and run 1; θ_sft and run 2 are known
     first, second = summary["front_runs"]
@@ -422,7 +520,7 @@ def test_a_front_needs_a_finished_experiment(tiny_params):
 
 
 def test_another_configuration_in_the_same_folder_is_refused_with_what_differs(gpt2_copy):
-    before = files_below(gpt2_copy.folder)
+    before = files_below(gpt2_copy.folder.parent)
     other = gpt2_copy.model_copy(update={"lr": 0.5, "steps": 7, "title": "Another"})
     with pytest.raises(ConfigError) as caught:
         run_warp(other)
@@ -433,16 +531,15 @@ def test_another_configuration_in_the_same_folder_is_refused_with_what_differs(g
     assert "delete that folder" in message
     with pytest.raises(ConfigError, match=r"lr: 0\.01 there"):
         run_front(other)
-    assert files_below(gpt2_copy.folder) == before
+    assert files_below(gpt2_copy.folder.parent) == before
 
 
 def test_other_prompts_or_weights_under_the_same_name_are_refused(tiny_params, tmp_path):
     prompts, policy = tmp_path / "prompts.txt", tmp_path / "policy"
     shutil.copy(tiny_params["prompts"], prompts)
     shutil.copytree(tiny_params["policy"], policy)
-    config = WarpConfig(**tiny_params | {
-        "prompts": str(prompts), "policy": str(policy), "iterations": 1, "runs": 1, "steps": 1,
-    })  # fmt: skip
+    own = {"prompts": str(prompts), "policy": str(policy)}
+    config = WarpConfig(**tiny_params | own | {"iterations": 1, "runs": 1, "steps": 1})
     run_warp(config)
     original = prompts.read_text()
     tiny.write_prompts(prompts, seed=1)
@@ -465,7 +562,6 @@ def test_a_folder_of_something_else_is_not_overwritten(tiny_params):
     assert files_below(folder).keys() == {"summary.json"}
 
 
-LONG = " ".join(tiny.WORDS * 3)
 REFUSED = {
     "no prompts": ({"prompts": "/nowhere/prompts.txt"}, ["prompts: '/nowhere/prompts.txt' given"]),
     "too few prompts": ({"eval_prompts": 100}, ["eval_prompts: 100 given"]),
@@ -505,26 +601,53 @@ def test_a_refused_run_creates_nothing(case, tiny_params, two_label_folder, tmp_
     assert list(tmp_path.iterdir()) == before
 
 
+def test_more_runs_than_memory_holds_are_refused_with_the_numbers(
+    tiny_params, tmp_path, monkeypatch
+):
+    config = WarpConfig(**tiny_params | {"workers": 2})
+    each, before = Experiment(config).run_bytes, list(tmp_path.iterdir())
+    for there, advice in ((1.5 * each, "workers: 1 fits"), (0.5 * each, "a smaller batch_size")):
+        monkeypatch.setattr(memory, "available_bytes", lambda there=there: int(there))
+        with pytest.raises(ConfigError, match="workers: 2 runs side by side want about") as caught:
+            run_warp(config)
+        assert advice in str(caught.value)
+        assert list(tmp_path.iterdir()) == before
+
+
+def test_more_weights_than_the_disk_holds_are_refused_with_the_numbers(
+    tiny_params, tmp_path, monkeypatch
+):
+    """θ_sft, r and eight sets of the policy's size, and a checkpoint of four beside them."""
+    config = WarpConfig(**tiny_params)
+    e, before = Experiment(config), list(tmp_path.iterdir())
+    needed = e.theta_sft.size + e.given.reward.size + (8 + 4) * e.size
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    with pytest.raises(StorageError, match=f"store: {needed} bytes .* are needed, {needed - 1} "):
+        run_warp(config)
+    assert list(tmp_path.iterdir()) == before
+
+
 def test_a_reward_that_is_not_finite_names_iteration_run_and_step(tiny_params, tmp_path):
     """An unknown word in the prompt of the second step, and a reward model that is NaN there."""
     prompts = Path(shutil.copy(tiny_params["prompts"], tmp_path / "prompts.txt"))
     reward = shutil.copytree(tiny_params["reward_model"], tmp_path / "reward")
-    config = WarpConfig(**tiny_params | {"prompts": str(prompts), "reward_model": str(reward),
-                                         "runs": 1, "steps": 4})  # fmt: skip
-    batches = prompt_batches(load_prompts(config).train, config.batch_size, run_seed(config, 1, 1))
+    own = {"prompts": str(prompts), "reward_model": str(reward)}
+    config = WarpConfig(**tiny_params | own | {"runs": 1, "steps": 4})
+    batches = prompt_batches(prompts_of(config).train, config.batch_size, run_seed(config, 1, 1))
     next(batches)
     victim = next(batches)[0]
     lines = prompts.read_text().splitlines()
-    spoilt = [line.replace(victim, "ghastly " + victim) if line.startswith(victim + " ") else line
-              for line in lines]  # fmt: skip
-    assert len([a for a, b in zip(lines, spoilt, strict=True) if a != b]) == 1
-    prompts.write_text("\n".join(spoilt))
+    spoilt = [n for n, line in enumerate(lines) if line.startswith(victim + " ")]
+    assert len(spoilt) == 1
+    lines[spoilt[0]] = f"ghastly {lines[spoilt[0]]}"
+    prompts.write_text("\n".join(lines))
     weights = load_file(reward / "model.safetensors")
     unknown = tiny.make_tokenizer().unk_token_id
     weights["distilbert.embeddings.word_embeddings.weight"][unknown] = math.nan
     save_file(weights, reward / "model.safetensors", metadata={"format": "pt"})
 
-    with pytest.raises(TrainingError, match="tiny, iteration 1, run 1, step 2: the reward is not"):
+    with pytest.raises(TrainingError, match="tiny, iteration 1, run 1: step 2: the reward is not"):
         run_warp(config)
     assert [(row["run"], row["step"]) for row in read_jsonl(config.folder / "metrics.jsonl")] == [
         (1, 1)

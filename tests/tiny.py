@@ -46,6 +46,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
                           "num_attention_heads": 2, "word_embed_proj_dim": 16,
                           "max_position_embeddings": CONTEXT}),
     "bloom": ("BloomConfig", {"hidden_size": 16, "n_layer": 2, "n_head": 2}),  # ALiBi
+    "mixtral": ("MixtralConfig", GQA | {"num_local_experts": 3, "num_experts_per_tok": 2}),
 }  # fmt: skip
 
 

