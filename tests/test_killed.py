@@ -60,6 +60,7 @@ EVALUATION = [
     ("warp_core.warp.complete", 2),
     ("warp_core.warp.policy_kl", 1),
     ("warp_core.evaluate.save_file", 2),
+    ("pathlib.Path.rename", r"\.evaluation-"),
 ]
 RUN_FOLDER = [
     ("warp_core.warp.seal_jsonl", 1),

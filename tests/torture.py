@@ -240,10 +240,10 @@ def main() -> int:
             torture(build, "power failure", kill_all, some),
             torture(build, "Ctrl-C", ctrl_c, some),
         ]
-    print(f"\n{'fault':34} {'injected':>9} {'survived':>15} {'bytes lost':>11}")
+    print(f"\n{'fault':40} {'injected':>9} {'survived':>15} {'bytes lost':>11}")
     for row in rows:
         survived = f"{row['survived']:9} of {row['of']:2}"
-        print(f"{row['fault']:34} {row['injected']:9} {survived} {row['lost']:6}")
+        print(f"{row['fault']:40} {row['injected']:9} {survived} {row['lost']:6}")
     return int(any(row["survived"] < row["of"] for row in rows))
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from warp_core.engine import local
 from warp_core.engine.local import LocalEngine, Schedule
 from warp_core.engine.progress import LineCount, Progress
 from warp_core.store.errors import DiedError, Interrupted, TrainingError
 from warp_core.store.files import append_jsonl, read_jsonl, write_text
 from warp_core.store.results import Store, Task
+from warp_core.store.signals import terminated_as_interrupted
 
 engines = pytest.mark.parametrize("workers", [1, 2])
 
@@ -38,7 +38,7 @@ def make(out, what, size, reads, journal, fault, work=None):
     if fault == "kills":  # the other process, which has nothing to do
         other = next(row["pid"] for row in read_jsonl(journal) if row["pid"] != os.getpid())
         os.kill(other, signal.SIGKILL)
-        time.sleep(1)  # until that is known
+        time.sleep(2)  # until that is known
     if fault in ("waits", "goes on"):
         try:
             time.sleep(60)
@@ -160,7 +160,7 @@ def test_ctrl_c_reaches_all_that_run_and_says_where_they_stood(
     begun = [t.arguments["what"] for t in waiting[:workers]]
     threading.Thread(target=interrupt, args=(journal, begun, number), daemon=True).start()
     at = ", ".join(f"task {what} behind step 2" for what in begun)
-    with local.terminated_as_interrupted(), pytest.raises(Interrupted, match=f"stopped: {at}; all"):
+    with terminated_as_interrupted(), pytest.raises(Interrupted, match=f"stopped: {at}; all"):
         LocalEngine(workers).compute(store, waiting)
     assert sorted(calls(journal)) == sorted([*begun, *(f"{what} interrupted" for what in begun)])
     assert len(unfinished(store)) == workers
