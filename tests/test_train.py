@@ -21,9 +21,9 @@ from warp_core.store.checkpoint import Checkpoint
 from warp_core.store.errors import TrainingError
 from warp_core.store.files import read_jsonl, seal_json
 from warp_core.train import Run, loo_baseline, warmed_up
+from warp_core.world.inputs import TEXTS
 from warp_core.world.models import load_policy, weights_of
 from warp_core.world.prompts import prompt_batches
-from warp_core.world.stored import TEXTS
 
 PROMPT = "a b"
 BETA = 0.3

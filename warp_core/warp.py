@@ -34,10 +34,9 @@ from warp_core.store.files import (
 from warp_core.store.results import STEPS, WEIGHTS, Store, Task
 from warp_core.store.run_folder import computed_once, open_run
 from warp_core.train import Run
-from warp_core.world.inputs import Inputs
+from warp_core.world.inputs import Inputs, StoredInputs, read_prompts
 from warp_core.world.models import load_policy, write_policy
 from warp_core.world.reward import load_reward
-from warp_core.world.stored import StoredInputs, read_prompts
 from warp_core.world.texts import text_statistics
 
 RESULTS = ("summary.json", "metrics.jsonl", "samples.jsonl")

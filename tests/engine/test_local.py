@@ -1,6 +1,5 @@
 """Tasks side by side: their order, what is kept of them, processes that die, Ctrl-C, threads, progress."""
 
-import io
 import os
 import signal
 import threading
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from warp_core.engine.local import LocalEngine, Schedule
-from warp_core.engine.progress import LineCount, Progress
+from warp_core.engine.progress import Progress, steps_of
 from warp_core.store.errors import DiedError, Interrupted, TrainingError
 from warp_core.store.files import append_jsonl, read_jsonl, write_text
 from warp_core.store.results import Store, Task
@@ -320,44 +319,25 @@ def test_a_tasks_threads_do_not_depend_on_what_else_runs(task, store, journal, m
 # Progress
 
 
-def test_lines_are_counted_as_they_come_and_only_what_is_new_is_read(tmp_path, monkeypatch):
-    path, read, opened = tmp_path / "log.jsonl", [], Path.open
-
-    class Counted(io.FileIO):
-        def read(self, *size):
-            read.append(len(data := super().read(*size)))
-            return data
-
-    def counting(self, mode="r", **options):
-        return Counted(self) if mode == "rb" else opened(self, mode, **options)
-
-    monkeypatch.setattr(Path, "open", counting)
-    log = LineCount(path)
-    assert log.count() == 0  # not there yet
-    for k in range(1000):
-        append_jsonl(path, {"step": k})
-        if k % 100 == 99:
-            assert log.count() == k + 1
-    assert sum(read) == path.stat().st_size
-    with path.open("a") as file:
-        file.write('{"step": ')  # a line that is being written
-    assert log.count() == 1000
-    with path.open("a") as file:
-        file.write("1000}\n")
-    assert log.count() == 1001
-    path.unlink()
-    assert log.count() == 1001
-
-
-@pytest.mark.parametrize("lines", [3, 10, 20])
-def test_a_log_that_was_begun_anew_is_counted_anew(tmp_path, lines):
-    """A checkpoint cuts it back; by the next look it may have grown beyond what it was."""
+@pytest.mark.parametrize("padding", [0, 9_000])
+def test_steps_are_told_by_the_last_whole_line_of_a_log(tmp_path, padding):
     path = tmp_path / "log.jsonl"
-    write_text(path, "{}\n" * 10)
-    log = LineCount(path)
-    assert log.count() == 10
-    write_text(path, "[1, 2]\n" * lines)
-    assert log.count() == lines
+    assert steps_of(path) == 0  # not there yet
+    for k in range(1, 101):
+        append_jsonl(path, {"step": k, "more": "x" * padding})
+        assert steps_of(path) == k
+    with path.open("a") as file:
+        file.write('{"step": 1')  # a line that is being written
+    assert steps_of(path) == 100
+    with path.open("a") as file:
+        file.write("01}\n")
+    assert steps_of(path) == 101
+    write_text(path, '{"step": 1}\n')  # a checkpoint cuts it back
+    assert steps_of(path) == 1
+    write_text(path, '{"st')
+    assert steps_of(path) == 0
+    write_text(path, "")
+    assert steps_of(path) == 0
 
 
 def test_progress_counts_steps_that_are_done_and_those_that_are_logged(task, store):
@@ -367,7 +347,7 @@ def test_progress_counts_steps_that_are_done_and_those_that_are_logged(task, sto
     progress.running.append(running)
     progress.finished.append(done)  # whose log is removed, or which stopped before its last step
     store.log(running).parent.mkdir(parents=True)
-    for step in range(4):
+    for step in range(1, 5):
         append_jsonl(store.log(running), {"step": step})
     assert progress.steps() == 14
     assert progress.place(running) == "task b behind step 4"

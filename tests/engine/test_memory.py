@@ -139,11 +139,7 @@ def test_what_this_process_has_asked_for_is_asked_for_until_it_is_done(machine):
     own = psutil.Process().memory_info().rss
     with reserved(1, 90 * GB):
         assert 10 * GB <= left() < 10 * GB + 2 * own  # some of the 90 it holds already
-        with reserved(1, 5 * GB):
-            assert json.loads((machine / f"{os.getpid()}.json").read_text())["bytes"] == 95 * GB
-            assert refusal(1, 5 * GB + 2 * own)
-        with reserved(1, 5 * GB):
-            pass
+        assert json.loads((machine / f"{os.getpid()}.json").read_text())["bytes"] == 90 * GB
     with pytest.raises(ZeroDivisionError), reserved(1, 90 * GB):
         raise ZeroDivisionError
     assert not list(machine.glob("*.json"))

@@ -14,7 +14,7 @@ from warp_core.engine.memory import reserved
 from warp_core.engine.progress import Progress, watched
 from warp_core.store.errors import DiedError, Interrupted, MessageOnly
 from warp_core.store.files import make_room
-from warp_core.store.results import Store, Task
+from warp_core.store.results import Store, Task, with_all_they_read
 from warp_core.store.signals import end_with_parent, terminated_as_interrupted
 
 Look = Callable[[Progress], None]
@@ -185,14 +185,9 @@ class Schedule:
 
     def drop_what_was_left(self, wanted: Sequence[Task]) -> None:
         """Weights of an attempt that was killed before it could drop them."""
-        seen: dict[str, Task] = {}
-        todo = list(wanted)
-        while todo:
-            if (task := todo.pop()).name not in seen:
-                seen[task.name] = task
-                todo += task.reads
-        for name in seen.keys() - self.readers.keys() - self.keep:
-            self.store.drop(seen[name])
+        for task in with_all_they_read(wanted):
+            if task.name not in self.readers.keys() | self.keep:
+                self.store.drop(task)
 
     def spent(self, task: Task) -> list[Task]:
         """Those whose weights nothing needs any more once this task is done."""

@@ -1,24 +1,19 @@
 """How much memory runs want, how much there is for them, and what running ones have still to take."""
 
-from __future__ import annotations
-
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 import torch
 from filelock import FileLock
+from transformers import PreTrainedModel
 
 from warp_core.store.errors import ConfigError
 from warp_core.store.files import read_json, write_json
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 GB = 1e9
 CGROUP = Path("/sys/fs/cgroup")
@@ -69,7 +64,7 @@ def available_bytes() -> int:
 
 @contextmanager
 def reserved(workers: int, each: int) -> Iterator[None]:
-    """Memory for so many runs side by side, told to all processes of this user on the machine.
+    """Memory for so many runs side by side, told to all processes of this user; once a process.
 
     Args:
         each: bytes that one wants.
@@ -82,25 +77,19 @@ def reserved(workers: int, each: int) -> Iterator[None]:
     mine = folder / f"{os.getpid()}.json"
     with FileLock(folder / ".lock"):
         there = max(0, available_bytes() - _outstanding(folder))
-        before = read_json(mine)["bytes"] if mine.is_file() else 0
         if workers * each > there:
-            fit = there // each
-            advice = (
-                f"workers: {fit} fits" if fit else "a smaller batch_size or max_new_tokens helps"
-            )
+            fit, less = there // each, "a smaller batch_size or max_new_tokens helps"
             raise ConfigError(
                 f"workers: {workers} runs side by side want about {workers * each / GB:.1f} GB, "
-                f"{each / GB:.1f} GB each, and {there / GB:.1f} GB are available; {advice}"
+                f"{each / GB:.1f} GB each, and {there / GB:.1f} GB are available; "
+                + (f"workers: {fit} fits" if fit else less)
             )
         started = psutil.Process().create_time()
-        write_json(mine, {"bytes": before + workers * each, "started": started})
+        write_json(mine, {"bytes": workers * each, "started": started})
     try:
         yield
     finally:
-        if before:
-            write_json(mine, {"bytes": before, "started": started})
-        else:
-            mine.unlink(missing_ok=True)
+        mine.unlink(missing_ok=True)
 
 
 def _outstanding(folder: Path) -> int:

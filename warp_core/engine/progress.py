@@ -1,5 +1,6 @@
-"""How far tasks that run in other processes have come: what they have logged, counted as it grows."""
+"""How far tasks that run in other processes have come: what they have logged, read as it grows."""
 
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from tqdm.auto import tqdm
 from warp_core.store.results import Store, Task
 
 SECONDS = 1.0  # between two looks
+LONGEST_LINE = 10_000  # bytes, of a log
 
 
 class Progress:
@@ -21,40 +23,28 @@ class Progress:
         self.total = sum(task.steps for task in tasks)
         self.finished: list[Task] = []
         self.running: list[Task] = []
-        self._logs = {task.name: LineCount(store.log(task)) for task in tasks if task.steps}
+        self._logs = {task.name: store.log(task) for task in tasks if task.steps}
 
     def steps(self) -> int:
         """Training steps done: of tasks that are finished, and those that others have logged."""
         finished = {task.name: task.steps for task in self.finished}
-        return sum(finished.get(name) or log.count() for name, log in self._logs.items())
+        return sum(finished.get(name) or steps_of(log) for name, log in self._logs.items())
 
     def place(self, task: Task) -> str:
         """A running task and where it is, for people."""
         log = self._logs.get(task.name)
-        return f"{task.label} behind step {log.count()}" if log else task.label
+        return f"{task.label} behind step {steps_of(log)}" if log else task.label
 
 
-class LineCount:
-    """Whole lines of a file that grows; only what is new is read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.lines, self.offset, self.file = path, 0, 0, 0
-
-    def count(self) -> int:
-        """How many there are by now."""
-        try:
-            with self.path.open("rb") as file:
-                there = os.fstat(file.fileno())
-                if there.st_ino != self.file or there.st_size < self.offset:  # it was begun anew
-                    self.file, self.lines, self.offset = there.st_ino, 0, 0
-                file.seek(self.offset)
-                new = file.read()
-        except OSError:  # not there, or not there any more
-            return self.lines
-        whole = new[: new.rfind(b"\n") + 1]
-        self.lines += whole.count(b"\n")
-        self.offset += len(whole)
-        return self.lines
+def steps_of(log: Path) -> int:
+    """Steps that have been logged, by the last whole line; 0 where there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LONGEST_LINE))
+            lines = file.read().split(b"\n")[-2:-1]  # what stands behind the last one is cut off
+        return int(json.loads(lines[0])["step"]) if lines else 0
+    except OSError:  # not there, or not there any more
+        return 0
 
 
 @contextmanager
@@ -91,7 +81,7 @@ def bar(name: str) -> Callable[[Progress], None]:
         line = shown[0]
         if progress.running:
             line.set_description(progress.running[0].label, refresh=False)
-        line.update(done - line.n)
+        line.update(max(0, done - line.n))  # a log goes just before its result is there
         if len(progress.finished) == len(progress.tasks):
             line.close()
 

@@ -63,7 +63,7 @@ class _Tape:
         cache = options.get("past_key_values")
         self.recording = cache is not None
         if cache is not None and cache.get_seq_length() == 0:
-            self._clear()
+            self.outputs, self.used = {}, {}
             self.length = options["input_ids"].shape[1] + self.max_new_tokens
         replaying = bool(self.outputs) and cache is None and torch.is_grad_enabled()
         for layer in self.layers if replaying else ():
@@ -75,7 +75,7 @@ class _Tape:
             for layer in self.layers if replaying else ():
                 del layer.forward
             if replaying:
-                self._clear()
+                self.outputs, self.used = {}, {}
 
     def keep(self, layer: nn.Module, _: Any, output: Tensor) -> None:
         """What a layer gave goes behind what it gave before, along dim 1.
@@ -90,9 +90,6 @@ class _Tape:
             self.outputs[layer] = output.new_empty(len(output), self.length, output.shape[2])
         if end <= self.length:
             self.outputs[layer][:, start:end] = output
-
-    def _clear(self) -> None:
-        self.outputs, self.used = {}, {}
 
     def _replay(self, layer: Any, x: Tensor) -> Tensor:
         recorded = self.outputs.pop(layer, None)

@@ -2,7 +2,6 @@
 
 import ast
 import hashlib
-import os
 import platform
 import subprocess
 from functools import cache
@@ -10,13 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import joblib
+
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
-MORE = (
-    "engine/draw.py",
-    "engine/loop.py",
-    "engine/tape.py",
-    "store/tensors.py",
-)  # decide numbers too
+# They decide numbers too.
+MORE = ("engine/draw.py", "engine/loop.py", "engine/tape.py", "store/tensors.py")
 LIBRARY = Path(__file__).resolve().parent.parent
 
 
@@ -31,17 +28,10 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
         "device": torch.cuda.get_device_name() if cuda else _cpu_name(),
-        "cores": cores(),
+        "cores": joblib.cpu_count(),  # that this process may use
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
     }
-
-
-def cores() -> int:
-    """That this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _NoDocstrings(ast.NodeTransformer):

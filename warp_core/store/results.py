@@ -7,6 +7,7 @@ which appears whole; what is there is never computed again, whoever asks. Its sm
 `weights/` can be dropped when nothing will read them, and are made again if something has to.
 """
 
+import filecmp
 import hashlib
 import json
 import os
@@ -90,6 +91,17 @@ class Task:
         return [task for tasks in each for task in tasks]
 
 
+def with_all_they_read(tasks: Iterable[Task]) -> list[Task]:
+    """These tasks, what they read, what that was made from, and so on; each once."""
+    seen: dict[str, Task] = {}
+    todo = list(tasks)
+    while todo:
+        if (task := todo.pop()).name not in seen:
+            seen[task.name] = task
+            todo += task.reads
+    return list(seen.values())
+
+
 class Store:
     """A folder of results by name."""
 
@@ -121,13 +133,10 @@ class Store:
     def origins(self, tasks: Iterable[Task]) -> dict[str, dict[str, Any]]:
         """Of these and of all that they were made from: with what, when there, each was made."""
         found: dict[str, dict[str, Any]] = {}
-        todo = list(tasks)
-        while todo:
-            task = todo.pop()
-            if task.name not in found and self.has(task):
+        for task in with_all_they_read(tasks):
+            if self.has(task):
                 origin = sealed_json(self.path(task) / "origin.json", self.path(task))
                 found[task.name] = {key: origin[key] for key in origin.keys() - {"decides"}}
-                todo += task.reads
         return dict(sorted(found.items()))
 
     def log(self, task: Task) -> Path:
@@ -186,7 +195,8 @@ class Store:
         source = self.weights(task)
         files = list(source.iterdir())
         verify(source, *(path.name for path in files if path.name != SUMS))
-        if folder.is_dir() and all(_same(path, folder / path.name) for path in files):
+        names = [path.name for path in files]
+        if filecmp.cmpfiles(source, folder, names)[0] == names:  # one file, or a copy of it
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
@@ -211,11 +221,3 @@ class Store:
 
     def _work(self, task: Task) -> Path:
         return self.folder / "unfinished" / task.name
-
-
-def _same(a: Path, b: Path) -> bool:
-    """One file, or a copy as it was made."""
-    if not b.is_file():
-        return False
-    about = [(each.stat().st_size, each.stat().st_mtime_ns) for each in (a, b)]
-    return about[0] == about[1]

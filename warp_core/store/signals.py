@@ -4,8 +4,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -14,31 +14,24 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 @contextmanager
 def held_back() -> Iterator[None]:
     """Ctrl-C and SIGTERM wait until the block has ended."""
-    if threading.current_thread() is not threading.main_thread():  # signals come to the main thread
-        yield
-        return
     came: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        came.append(number)
-
-    before = {number: signal.signal(number, note) for number in SIGNALS}
-    try:
+    with _handled(lambda number, _: came.append(number)):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if came:
         signal.raise_signal(came[0])
 
 
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
+def terminated_as_interrupted() -> AbstractContextManager[None]:
     """SIGTERM raises KeyboardInterrupt, as Ctrl-C does; SIGINT too where it was ignored."""
-    if threading.current_thread() is not threading.main_thread():
+    return _handled(signal.default_int_handler)
+
+
+@contextmanager
+def _handled(by: Callable[[int, Any], Any]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # signals come to the main thread
         yield
         return
-    before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
+    before = {number: signal.signal(number, by) for number in SIGNALS}
     try:
         yield
     finally:

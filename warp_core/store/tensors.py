@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -44,15 +44,6 @@ DTYPES = {name: np.dtype(each) for name, each in _TYPES.items()}
 _BLOCK = re.compile(r"^(.*?\.\d+)\.")
 
 
-class Source(Protocol):
-    """Weights that are read a piece at a time."""
-
-    shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, np.dtype[Any]]
-
-    def pieces(self, name: str) -> Iterator[Array]: ...
-
-
 class Readers:
     """θ_init and each θ^m, read side by side.
 
@@ -62,7 +53,9 @@ class Readers:
     Raises MergeError, naming the tensors, where they cannot be merged.
     """
 
-    def __init__(self, sources: Sequence[Source], tied: Mapping[str, str]) -> None:
+    def __init__(
+        self, sources: Sequence[WeightFiles] | Sequence[WeightTensors], tied: Mapping[str, str]
+    ) -> None:
         self.sources, self.tied = sources, tied
         start, *ends = sources
         self.m = len(ends)

@@ -1,17 +1,24 @@
-"""Algorithm 1's inputs: θ_sft, the reward model r and the prompts X, loaded and checked."""
+"""Algorithm 1's inputs, θ_sft, the reward model r and the prompts X: loaded and checked, then results
+of the store, where every task finds them, on any machine."""
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from warp_core.store.errors import ConfigError
+from warp_core.store.files import sealed_json, write_json
+from warp_core.store.results import WEIGHTS, Task
+from warp_core.world import models
 from warp_core.world.assets import AssetError
-from warp_core.world.models import fingerprint, load_policy
 from warp_core.world.prompts import load_prompts
 from warp_core.world.reward import load_reward
+
+TEXTS = "prompts.json"
 
 
 class Inputs:
@@ -46,15 +53,15 @@ class Inputs:
             self.reward = r = load_reward(reward_model, positive_label)
             read.append(_fitting(texts, r.tokenizer, max_new_tokens, r.max_tokens, "reward model"))
         with _noted(mistakes):
-            self.sft, self.tokenizer = load_policy(policy)
+            self.sft, self.tokenizer = models.load_policy(policy)
             limit = getattr(self.sft.config, "max_position_embeddings", None) or math.inf
             read.append(_fitting(texts, self.tokenizer, max_new_tokens, limit, "policy"))
             self.prompt_tokens = max(map(len, read[-1]), default=0)
         if mistakes:
             raise ConfigError("\n".join(mistakes))
         self.identity = {
-            "policy_sha256": fingerprint(self.sft),
-            "reward_sha256": fingerprint(self.reward.model),
+            "policy_sha256": models.fingerprint(self.sft),
+            "reward_sha256": models.fingerprint(self.reward.model),
             "prompts_sha256": hashlib.sha256(json.dumps(read).encode()).hexdigest(),
         }
 
@@ -79,3 +86,37 @@ def _fitting(texts: list[str], tokenizer: Any, new: int, limit: float, whose: st
         reads = f"the {whose} reads only {limit}; lower max_new_tokens or prompt_words"
         raise ConfigError(f"max_new_tokens: {new} given; {has}, and {reads}")
     return tokens
+
+
+class StoredInputs:
+    """θ_sft, the reward model r, and the prompts X for training and for the evaluation, as tasks."""
+
+    def __init__(self, inputs: Inputs, policy: str, reward_model: str) -> None:
+        sft, r = (inputs.sft, inputs.tokenizer), (inputs.reward.model, inputs.reward.tokenizer)
+        self.theta_sft = _model("sft", models.load_policy, policy, *sft)
+        self.reward = _model("reward", models.load_classifier, reward_model, *r)
+        given = [{"texts": texts} for texts in inputs.prompts]
+        self.train, self.held_out = (Task("prompts", prompts_of, x, label="prompts") for x in given)
+
+
+def model_of(load: Callable[[str], models.Loaded], out: Path, spec: str, **digests: str) -> None:
+    """A model from wherever it is, as float32 files of our own; ConfigError if it has changed."""
+    model, tokenizer = load(spec)
+    if models.digests(model, tokenizer) != digests:
+        raise ConfigError(f"{spec!r} has changed since the experiment was begun")
+    models.write_policy(model, tokenizer, out / WEIGHTS)
+
+
+def prompts_of(out: Path, texts: Sequence[str]) -> None:
+    """Prompts as they are."""
+    write_json(out / TEXTS, texts)
+
+
+def read_prompts(folder: Path) -> list[str]:
+    """What `prompts_of` wrote."""
+    return sealed_json(folder / TEXTS, folder)
+
+
+def _model(kind: str, load: Callable[[str], models.Loaded], spec: str, *loaded: Any) -> Task:
+    how = partial(model_of, load), models.digests(*loaded), {}, {"spec": spec}
+    return Task(kind, *how, label=spec, size=models.total_bytes(loaded[0]))

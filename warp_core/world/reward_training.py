@@ -17,7 +17,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from warp_core.store.errors import ConfigError, TrainingError
-from warp_core.store.files import append_jsonl, make_room, read_jsonl, seal_json, seal_jsonl
+from warp_core.store.files import make_room, seal_json, seal_jsonl
 from warp_core.store.parameters import Integer, LearningRate, Name, RunParameters, Seed, Text
 from warp_core.store.run_folder import computed_once
 from warp_core.world.models import fingerprint, load_classifier, save_policy, total_bytes
@@ -121,19 +121,18 @@ def run_reward_model(config: RewardConfig) -> Row:
 
 def _compute(reward: RewardModel, train: Ratings, held_out: Ratings, config: RewardConfig) -> Row:
     measured, training, curve, scored = (config.folder / name for name in RESULTS)
-    for log in (training, curve):  # of an attempt that was killed
-        log.unlink(missing_ok=True)
+    losses, accuracies = list[Row](), list[Row]()
     texts, ratings = [r.text for r in held_out], np.array([r.rating for r in held_out])
     for row in train_reward_model(reward, train, config):
-        append_jsonl(training, row)
+        losses.append(row)
         if row["step"] in (1, row["steps"]) or row["step"] % CURVE_STEPS == 0:
             reward.model.eval()
             scores = reward(texts[:CURVE_TEXTS]).numpy()
             accuracy = pairwise_accuracy(scores, ratings[:CURVE_TEXTS], CLOSE)
-            append_jsonl(curve, {"step": row["step"], "accuracy": accuracy})
+            accuracies.append({"step": row["step"], "accuracy": accuracy})
     save_policy(reward.model, reward.tokenizer, config.folder / "model")
-    for log in (training, curve):
-        seal_jsonl(log, read_jsonl(log))
+    seal_jsonl(training, losses)
+    seal_jsonl(curve, accuracies)
     scores = reward(texts).numpy()
     rows = zip(held_out, scores.tolist(), strict=True)
     seal_jsonl(scored, [r._asdict() | {"score": score} for r, score in rows])
