@@ -14,12 +14,14 @@ export MKL_CBWR := AUTO,STRICT
 export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := 1099511627776
 
-.PHONY: help report fresh smoke test torture lint bench clean distclean
+.PHONY: help report fresh smoke studies study test torture lint bench clean distclean
 
 help:
 	@echo "make report     models, data, all experiments, reports/warp_report.html; goes on where it stopped"
 	@echo "make fresh      the same, with all numbers made anew that other code of the method made"
 	@echo "make smoke      the same at tiny sizes, in runs/smoke"
+	@echo "make studies    what the studies of params/study_*.yaml still lack in reports/studies/: 11 hours in all"
+	@echo "make study NAME=merge   one of them; ARGS=--dry-run says what that would compute, and how long"
 	@echo "make test       all tests"
 	@echo "make torture    programs killed, interrupted and damaged at 60 moments; 40 minutes"
 	@echo "make lint       ruff, pyright, notebooks stored without outputs"
@@ -38,6 +40,16 @@ fresh: $(READY)
 smoke: $(READY)
 	@$(BIN)/python -m warp_core.world.assets > /dev/null
 	@$(BIN)/python -m reports.build --smoke
+
+studies: $(READY)
+	@$(BIN)/python -m warp_core.world.assets > /dev/null
+	@$(BIN)/python -m warp_core.world.reward_training
+	@$(BIN)/python -m warp_core.study params/study_*.yaml $(ARGS)
+
+study: $(READY)
+	@$(BIN)/python -m warp_core.world.assets > /dev/null
+	@$(BIN)/python -m warp_core.world.reward_training
+	@$(BIN)/python -m warp_core.study params/study_$(NAME).yaml $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -78,15 +78,24 @@ class WarpConfig(RunParameters, Training):
     iterations: Annotated[Integer, Field(ge=1, le=1000)] = 2
     """I: WARP iterations."""
     runs: Annotated[Integer, Field(ge=1, le=64)] = 2
-    """M: RL runs of an iteration, merged by SLERP."""
+    """M: RL runs of an iteration."""
+    merge: Literal["slerp", "lerp"] = "slerp"
+    """How the runs of an iteration are merged (line 12)."""
     eta: Annotated[Number, Field(ge=0, le=1)] = 0.5
     """η: LITI update rate of the loop (line 13)."""
     seed: Seed = 0
-    """Random seed of sampling, prompt order and evaluation."""
+    """Random seed of training: what is sampled, and the order of the prompts."""
     shared_run_seed: bool = False
     """True: every run of every iteration draws the same random numbers."""
     eval_prompts: Annotated[Integer, Field(ge=2, le=1_000_000)] = 128
     """Held-out prompts of the evaluation, one completion each."""
+    eval_seed: Seed = 0
+    """Random seed of the evaluation; policies that are compared, of any training, have one."""
+    eval_every: Annotated[Integer, Field(ge=0, le=1_000_000)] = 0
+    """Steps from one evaluation of a run on its way to the next; 0: none. Each takes as long as that of
+    the result, and a copy of the weights until it is done."""
+    judge: Literal["", "vader"] = ""
+    """What judges completions beside the reward, and is never trained on."""
 
     workers: Annotated[Integer, Field(ge=0, le=64)] = 0
     """Runs side by side, each with its share of the cores; 0: as many as differ and have a core."""
@@ -101,7 +110,8 @@ class WarpConfig(RunParameters, Training):
         return Training(**{key: getattr(self, key) for key in Training.model_fields})
 
 
-Etas = Annotated[list[Annotated[Number, Field(ge=0, le=1)]], Field(min_length=1)]
+Eta = Annotated[Number, Field(ge=0, le=3)]  # beyond 1 it goes on where the interpolation ends
+Etas = Annotated[list[Eta], Field(min_length=1)]
 
 
 class FrontConfig(Parameters):

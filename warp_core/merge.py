@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     Weights = Mapping[str, Tensor]
 
 Granularity = Literal["layer", "tensor", "model"]
+Method = Literal["slerp", "lerp"]
 Coefficients = Callable[[Array, str], Sequence[float]]  # Gram matrix, group's name -> c (M,)
 
 PARALLEL = 1e-6  # radians: sin(λΩ)/sin Ω differs from its limit λ by less than Ω²
@@ -57,8 +58,7 @@ def lerp(
     theta_init: Weights, thetas: Sequence[Weights], lam: float | None = None
 ) -> dict[str, Tensor]:
     """θ_init + Σ_m λ_m·(θ^m − θ_init): 1/M each, or 1 − `lam` and `lam`. MergeError as `slerp`."""
-    c = lerp_coefficients(lam, len(thetas))
-    return _in_memory(theta_init, thetas, lambda gram, group: c)[0]
+    return _in_memory(theta_init, thetas, _coefficients("lerp", lam, len(thetas)))[0]
 
 
 def slerp(
@@ -79,7 +79,7 @@ def slerp(
     Raises MergeError where names, shapes or integers differ, a weight is not finite, two task vectors
     of a group are exactly opposite, or `lam` is given and M ≠ 2.
     """
-    return _in_memory(theta_init, thetas, _slerp(lam, len(thetas)), granularity)[0]
+    return _in_memory(theta_init, thetas, _coefficients("slerp", lam, len(thetas)), granularity)[0]
 
 
 def liti(theta_init: Weights, theta_slerp: Weights, eta: float) -> dict[str, Tensor]:
@@ -105,20 +105,23 @@ def merge_files(
     lam: float | None = None,
     granularity: Granularity = "layer",
     eta: float = 1.0,
+    method: Method = "slerp",
 ) -> dict[str, Array]:
     """(1 − η)·θ_init + η·slerp(θ_init, θ^1 … θ^M) from folders to a new one, as θ_init is stored.
 
-    With one θ it is LITI. Returns the angles: group name -> (M, M) float64, radians.
+    With one θ it is LITI; an η beyond 1 goes on along the line. Returns the angles: group name ->
+    (M, M) float64, radians.
 
     Raises:
-        MergeError: as `slerp`; or a folder has no weights, `out` is there, `lam` or `eta` is no share.
+        MergeError: as `slerp`; or a folder has no weights, `out` is there, `lam` is no share, η < 0.
         DamagedError: a file is not what SHA256SUMS beside it says.
         StorageError: the result has no room, or cannot be written there.
     """
-    for key, share in (("lam", lam), ("eta", eta)):
-        if share is not None and not 0 <= share <= 1:
-            raise MergeError(f"{key}: {share} given; a number from 0 to 1 is needed")
-    coefficients = _slerp(lam, len(thetas))
+    if lam is not None and not 0 <= lam <= 1:
+        raise MergeError(f"lam: {lam} given; a number from 0 to 1 is needed")
+    if not 0 <= eta < math.inf:
+        raise MergeError(f"eta: {eta} given; a number from 0 on is needed")
+    coefficients = _coefficients(method, lam, len(thetas))
     if out.exists():
         raise MergeError(f"{out}: is there already; choose another folder, or delete it")
     readers = tensors.in_files(theta_init, thetas)
@@ -128,6 +131,21 @@ def merge_files(
     ):
         grams = _two_passes(readers, granularity, coefficients, new.write, eta)
     return {group: angles_of(gram) for group, gram in grams.items()}
+
+
+def geometry_of_files(theta_init: Path, thetas: Sequence[Path]) -> tuple[dict[str, Array], Array]:
+    """Inner products, float64: of the task vectors, group name -> (M, M); of whole weights, θ_init's
+    first, (M + 1, M + 1). Raises MergeError as `merge_files`."""
+    readers, grams = tensors.in_files(theta_init, thetas), dict[str, Array]()
+    m = len(thetas)
+    whole = np.zeros((m + 1, m + 1))
+    for name in readers.names:
+        gram = grams.setdefault(group_of(name, "layer"), np.zeros((m, m)))
+        for first, *others in readers.pieces(name):
+            gram += _checked_gram(name, first, others)
+            if is_float(first.dtype):
+                whole += gram_of_piece(np.zeros_like(first), [first, *others])
+    return grams, whole
 
 
 def _in_memory(
@@ -244,8 +262,10 @@ def angles_of(gram: Array) -> Array:
     return angles
 
 
-def _slerp(lam: float | None, m: int) -> Coefficients:
-    lerp_coefficients(lam, m)  # refuses a lam that weighs nothing, and no weights at all
+def _coefficients(method: Method, lam: float | None, m: int) -> Coefficients:
+    c = lerp_coefficients(lam, m)  # refuses a lam that weighs nothing, and no weights at all
+    if method == "lerp":
+        return lambda gram, group: c
     return lambda gram, group: slerp_coefficients(gram, lam, group)
 
 
@@ -304,6 +324,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lam", type=float, help="weight of the second of two; else 1/M each")
     parser.add_argument("--granularity", choices=get_args(Granularity), default="layer")
     parser.add_argument("--eta", type=float, default=1.0, help="LITI: 1 is the merge itself")
+    parser.add_argument("--method", choices=get_args(Method), default="slerp")
     options = parser.parse_args(argv)
     start = time.perf_counter()
     try:

@@ -34,6 +34,7 @@ class Run:
         anchor: what the KL is measured to: θ_ema^m, a copy of θ_init; or θ_sft, which stays.
         reward: r, from prompt + completion as one text.
         seed: of the sampling and of the order of the prompts.
+        theta_ema: weights that follow by EMA; None: the anchor's, if it is no θ_sft.
     """
 
     def __init__(
@@ -45,9 +46,11 @@ class Run:
         prompts: Sequence[str],
         training: Training,
         seed: int,
+        theta_ema: dict[str, Tensor] | None = None,
     ) -> None:
         self.policy, self.anchor = policy, anchor  # line 4
         self.tokenizer, self.reward, self.training = tokenizer, reward, training
+        self.theta_ema = weights_of(anchor) if training.anchor == "ema" else theta_ema or {}
         self.t = 0  # whole steps so far
         self.whole = True  # not within an update: after one that failed, the weights are of no step
         self.before: dict[str, Tensor] = {}  # weights before the last update, for `max_kl`
@@ -128,8 +131,8 @@ class Run:
         _finite("weight norm", get_total_norm(weights), t)
 
         # line 9: θ_ema ← (1 − μ)·θ_ema + μ·θ
-        if c.anchor == "ema":
-            ema_update_(weights_of(self.anchor), weights_of(self.policy), c.mu)
+        if self.theta_ema:
+            ema_update_(self.theta_ema, weights_of(self.policy), c.mu)
         self._random = self._generator.get_state()
         self.t, self.whole = t, True
 
@@ -141,14 +144,15 @@ class Run:
     def state(self) -> dict[str, Any]:
         """All that a run changes as it goes, what a checkpoint holds; the tensors themselves."""
         adam = {str(index): each for index, each in self._optimizer.state_dict()["state"].items()}
-        weights = {"policy": weights_of(self.policy), "anchor": weights_of(self.anchor)}
+        weights = {"policy": weights_of(self.policy), "ema": self.theta_ema}
         counts = {"random": self._random, "t": torch.tensor(self.t)}
         return weights | {"before": self.before, "adam": adam} | counts
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave, bit for bit; the run must be at its start."""
         set_weights(self.policy, state["policy"])
-        set_weights(self.anchor, state["anchor"])
+        for name, tensor in state.get("ema", {}).items():
+            self.theta_ema[name].copy_(tensor)
         before = state.get("before", {})
         self.before = {name: tensor.to(self.policy.device) for name, tensor in before.items()}
         adam = {int(index): each for index, each in state.get("adam", {}).items()}

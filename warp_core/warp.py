@@ -7,7 +7,8 @@ side by side where it can, by the functions below it, which go from folders to a
 import copy
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from warp_core.engine.loop import to_the_end
 from warp_core.engine.memory import needed_bytes
 from warp_core.engine.progress import bar
 from warp_core.engine.tape import taped
-from warp_core.evaluate import Completions, complete, estimate, front_summary, policy_kl
-from warp_core.merge import merge_files
+from warp_core.evaluate import Completions, Estimate, complete, estimate, front_summary, policy_kl
+from warp_core.merge import Method, merge_files
 from warp_core.store.checkpoint import Checkpoint
 from warp_core.store.errors import ConfigError
 from warp_core.store.files import (
@@ -35,68 +36,91 @@ from warp_core.store.results import STEPS, WEIGHTS, Store, Task
 from warp_core.store.run_folder import computed_once, open_run
 from warp_core.train import Run
 from warp_core.world.inputs import Inputs, StoredInputs, read_prompts
-from warp_core.world.models import load_policy, write_policy
+from warp_core.world.judges import load_judge
+from warp_core.world.models import load_policy, set_weights, weights_of, write_policy
 from warp_core.world.reward import load_reward
 from warp_core.world.texts import text_statistics
 
 RESULTS = ("summary.json", "metrics.jsonl", "samples.jsonl")
-FROM_SFT = "kl_from_sft.jsonl"
+FROM_SFT, JUDGED = "kl_from_sft.jsonl", "judged.jsonl"
+Passed = Callable[[], AbstractContextManager[Path | None]]
 Summary = dict[str, Any]
 
 
 class Experiment:
     """Algorithm 1 as tasks: θ_sft, and of each iteration its θ^m, its θ_slerp and the next θ_init.
 
-    Raises ConfigError with all that cannot be used.
+    Raises ConfigError with all that cannot be used. `given`: what `stored_inputs` has loaded.
     """
 
-    def __init__(self, config: WarpConfig) -> None:
+    def __init__(self, config: WarpConfig, given: StoredInputs | None = None) -> None:
         self.config = c = config
-        asked = c.policy, c.reward_model, c.positive_label, c.prompts, c.prompt_words
-        read = Inputs(*asked, c.eval_prompts, c.max_new_tokens)
-        self.identity, shape = read.identity, (c.batch_size, read.prompt_tokens, c.max_new_tokens)
-        self.run_bytes = needed_bytes(read.sft, *shape, keeps_last=c.max_kl > 0)
-        self.given = StoredInputs(read, c.policy, c.reward_model)
-        self.theta_sft = self.given.theta_sft
+        self.given = given or stored_inputs(c)
+        shape = c.batch_size, self.given.prompt_tokens, c.max_new_tokens
+        self.run_bytes = needed_bytes(*self.given.policy_shape, *shape, keeps_last=c.max_kl > 0)
+        self.identity, self.theta_sft = self.given.identity, self.given.theta_sft
         self.size = self.theta_sft.size
         self.iterations: list[tuple[list[Task], Task, Task]] = []
 
         theta_init = self.theta_sft  # line 1
         for i in range(1, c.iterations + 1):  # line 2
             thetas = [self.rl_run(theta_init, i, m) for m in range(1, c.runs + 1)]  # lines 3 to 11
-            theta_slerp = self.merged(theta_init, thetas, f"iteration {i}, SLERP")  # line 12
+            label = f"iteration {i}, {c.merge.upper()}"
+            theta_slerp = self.merged(theta_init, thetas, label, method=c.merge)  # line 12
             theta_init = self.merged(theta_init, [theta_slerp], f"iteration {i}, LITI", c.eta)  # 13
             self.iterations.append((thetas, theta_slerp, theta_init))
         self.warp = theta_init
 
-    def rl_run(self, theta_init: Task, i: int, m: int) -> Task:
-        """θ^m: run m of iteration i."""
-        c, given = self.config, self.given
+    def rl_run(
+        self, theta_init: Task, i: int, m: int, steps: int | None = None, output: str = "policy"
+    ) -> Task:
+        """θ^m: run m of iteration i, or its θ_ema (output: "ema"); after `steps`, which are T if None."""
+        c, given, steps = self.config, self.given, steps or self.config.steps
         inputs = {"theta_init": theta_init, "reward": given.reward, "prompts": given.train}
         inputs |= {"theta_sft": self.theta_sft} if c.anchor == "sft" else {}
         arguments = {"positive_label": c.positive_label, "seed": run_seed(c, i, m)}
-        arguments |= {"training": c.training.model_dump()}
+        arguments |= {"training": c.training.model_dump() | {"steps": steps}}
+        arguments |= {} if output == "policy" else {"output": output}
         hints, label = {"checkpoint_every": c.checkpoint_every}, f"{c.name}, iteration {i}, run {m}"
-        states = 2 if 0 < c.checkpoint_every < c.steps else 1  # the new one beside the old
+        states = 2 if 0 < c.checkpoint_every < steps else 1  # the new one beside the old
         states *= 4 + (c.max_kl > 0)  # weights, anchor, two moments; weights before the last update
-        sizes = c.steps, self.size, states * self.size
-        return Task("run", rl_run, arguments, inputs, hints, label, *sizes)
+        endless = arguments | {"training": c.training.model_dump() | {"steps": 0}, "output": ""}
+        way = Task("run", rl_run, endless, inputs).name
+        sizes = {"steps": steps, "size": self.size, "scratch": states * self.size}
+        return Task("run", rl_run, arguments, inputs, hints, label, way=way, **sizes)
 
-    def merged(self, theta_init: Task, thetas: list[Task], label: str, eta: float = 1.0) -> Task:
+    def merged(
+        self,
+        theta_init: Task,
+        thetas: list[Task],
+        label: str,
+        eta: float = 1.0,
+        method: str = "slerp",
+        lam: float | None = None,
+    ) -> Task:
         """(1 − η)·θ_init + η·slerp(θ_init, θ^1 … θ^M); at η = 0 θ_init itself."""
         inputs, label = {"theta_init": theta_init, "thetas": thetas}, f"{self.config.name}, {label}"
-        task = Task("merged", merge, {"eta": eta}, inputs, label=label, size=self.size)
+        arguments: dict[str, Any] = {"eta": eta} | ({} if lam is None else {"lam": lam})
+        arguments |= {} if method == "slerp" else {"method": method}
+        task = Task("merged", merge, arguments, inputs, label=label, size=self.size)
         return task if eta else theta_init
 
     def evaluation(self, policy: Task, label: str = "", both_ways: bool = False) -> Task:
         """What a policy answers to the held-out prompts, its rewards, its KL to θ_sft and θ_sft's to it."""
         c, given = self.config, self.given
-        keys = ("max_new_tokens", "temperature", "seed", "positive_label")
+        keys = ("max_new_tokens", "temperature", "positive_label")
         inputs = {"policy": policy, "theta_sft": self.theta_sft}
         inputs |= {"reward": given.reward, "prompts": given.held_out}
         inputs |= {"of_sft": self.evaluation(self.theta_sft, "SFT")} if both_ways else {}
-        arguments, label = {key: getattr(c, key) for key in keys}, f"{c.name}, {label} evaluated"
-        return Task("evaluation", evaluate, arguments, inputs, label=label)
+        arguments = {key: getattr(c, key) for key in keys} | {"seed": c.eval_seed}
+        label, cost = f"{c.name}, {label} evaluated", 1 + c.eval_prompts // (2 * c.batch_size)
+        return Task("evaluation", evaluate, arguments, inputs, label=label, cost=cost)
+
+    def judged(self, evaluation: Task) -> Task:
+        """What the judge says of a policy's completions."""
+        inputs = {"evaluation": evaluation, "prompts": self.given.held_out}
+        label = f"{evaluation.label}, judged"
+        return Task("judged", judge, {"judge": self.config.judge}, inputs, label=label)
 
     def front(self, etas: Sequence[float]) -> list[tuple[dict[str, float], Task]]:
         """Its points, evaluated: by η from θ_sft to θ_slerp^I; by run the last θ^m that stay."""
@@ -107,11 +131,40 @@ class Experiment:
         points += [({"eta": x}, self.evaluation(p, f"front, η = {x:g}")) for x, p in swept]
         return points + [({"run": m}, self.evaluation(p, f"front, run {m}")) for m, p in runs]
 
+    def trajectory(self) -> list[tuple[dict[str, int], Task]]:
+        """Each run on its way, evaluated: iteration, run, step."""
+        c, points = self.config, list[tuple[dict[str, int], Task]]()
+        starts = [self.theta_sft, *(theta_init for *_, theta_init in self.iterations)]
+        for i, m in itertools.product(range(1, c.iterations + 1), range(1, c.runs + 1)):
+            for t in range(c.eval_every, c.steps + 1, c.eval_every) if c.eval_every else ():
+                policy = self.rl_run(starts[i - 1], i, m, t)
+                where = {"iteration": i, "run": m, "step": t}
+                points.append((where, self.evaluation(policy, f"{policy.label}, step {t}")))
+        return points
+
+    def evaluations(self) -> list[Task]:
+        """Of θ_sft and of WARP."""
+        warp = self.evaluation(self.warp, "WARP", both_ways=True)
+        return [self.evaluation(self.theta_sft, "SFT"), warp]
+
     def wanted(self) -> list[Task]:
-        """All that a summary tells of; the last two are the evaluations of θ_sft and of WARP."""
+        """All that a summary tells of."""
         weights = [task for thetas, *merged in self.iterations for task in (*thetas, *merged)]
-        of_sft = self.evaluation(self.theta_sft, "SFT")
-        return [*weights, of_sft, self.evaluation(self.warp, "WARP", both_ways=True)]
+        evaluated = [task for _, task in self.trajectory()] + self.evaluations()
+        judged = [self.judged(each) for each in evaluated] if self.config.judge else []
+        return [*weights, *evaluated, *judged]
+
+    def measured(self, store: Store, evaluation: Task) -> dict[str, Estimate]:
+        """An evaluated policy's reward, KL to θ_sft and, where there is a judge, what it says."""
+        answers, folder = (
+            Completions.load(store.path(evaluation)),
+            store.path(self.judged(evaluation)),
+        )
+        values = {"reward": estimate(answers.rewards), "kl": estimate(answers.kls)}
+        if self.config.judge:
+            rows = sealed_jsonl(folder / JUDGED, folder)
+            values["judge"] = estimate([row["judge"] for row in rows])
+        return values
 
     def shown(self) -> dict[str, Task]:
         """Place in the run folder's weights/ -> whose weights stay and lie there."""
@@ -153,24 +206,49 @@ def rl_run(
     positive_label: str,
     seed: int,
     checkpoint_every: int,
+    passing: Sequence[tuple[Mapping[str, Any], Passed]] = (),
     theta_sft: Path | None = None,
+    output: str = "policy",
 ) -> None:
     """θ^m (lines 4 to 10), and its metrics, a row a step; goes on from its last checkpoint."""
     config = Training(**training)
     policy, tokenizer = load_policy(str(theta_init))
     anchor = load_policy(str(theta_sft))[0] if theta_sft else copy.deepcopy(policy)
+    on_the_way = [(p["training"]["steps"], p.get("output", "policy"), c) for p, c in passing]
+    follows = theta_sft and "ema" in (output, *(kind for _, kind, _ in on_the_way))
+    theta_ema = {n: w.clone() for n, w in weights_of(policy).items()} if follows else None
     r, x = load_reward(str(reward), positive_label), read_prompts(prompts)
-    run = Run(policy, anchor, tokenizer, r, x, config, seed)  # line 4
+    run = Run(policy, anchor, tokenizer, r, x, config, seed, theta_ema)  # line 4
     checkpoint = Checkpoint(work, config.steps, checkpoint_every)
+
+    def write(folder: Path, kind: str) -> None:
+        model = policy
+        if kind == "ema":
+            set_weights(model := copy.deepcopy(anchor), run.theta_ema)
+        write_policy(model, tokenizer, folder / WEIGHTS)
+        write_jsonl(folder / STEPS, checkpoint.rows())
+
+    def passed(t: int) -> None:
+        for kind, context in [(kind, context) for steps, kind, context in on_the_way if steps == t]:
+            with context() as folder:
+                if folder:
+                    write(folder, kind)
+
     with taped(policy, config.max_new_tokens):
-        rows = to_the_end(run, checkpoint, config.max_kl)  # lines 5 to 10
-    write_policy(policy, tokenizer, out / WEIGHTS)
-    write_jsonl(out / STEPS, rows)
+        to_the_end(run, checkpoint, config.max_kl, passed)  # lines 5 to 10
+    write(out, output)
 
 
-def merge(out: Path, theta_init: Path, thetas: Sequence[Path], eta: float) -> None:
+def merge(
+    out: Path,
+    theta_init: Path,
+    thetas: Sequence[Path],
+    eta: float,
+    method: Method = "slerp",
+    lam: float | None = None,
+) -> None:
     """Lines 12, 13; and the angles of the task vectors, degrees by group; null where one is zero."""
-    angles = merge_files(theta_init, thetas, out / WEIGHTS, eta=eta)
+    angles = merge_files(theta_init, thetas, out / WEIGHTS, lam, eta=eta, method=method)
     write_json(out / "angles.json", {name: _degrees(each) for name, each in angles.items()})
 
 
@@ -193,6 +271,13 @@ def evaluate(
         rollouts = Completions.load(of_sft, model.device).rollouts
         kls = policy_kl(sft or model, model, rollouts, how["temperature"])
         write_jsonl(out / FROM_SFT, [{"kl": kl} for kl in kls])
+
+
+def judge(out: Path, evaluation: Path, prompts: Path, judge: str) -> None:
+    """The judge's score of each completion, with its prompt, as the reward model reads it."""
+    texts = zip(read_prompts(prompts), Completions.load(evaluation).texts, strict=True)
+    scores = load_judge(judge)([prompt + text for prompt, text in texts])
+    write_jsonl(out / JUDGED, [{"judge": score} for score in scores])
 
 
 def _degrees(angles: np.ndarray) -> list[list[float | None]]:
@@ -233,8 +318,9 @@ def _run(e: Experiment, store: Store, run_dir: Path) -> Summary:
         ]
         seal_jsonl(run_dir / "metrics.jsonl", itertools.chain(*rows))
     e.show(store, run_dir)
-    sft, warp = (Completions.load(store.path(evaluation)) for evaluation in wanted[-2:])
-    of_warp, of = store.path(wanted[-1]), [store.path(slerp) for _, slerp, _ in e.iterations]
+    of_policies = e.evaluations()
+    sft, warp = (Completions.load(store.path(evaluation)) for evaluation in of_policies)
+    of_warp, of = store.path(of_policies[1]), [store.path(slerp) for _, slerp, _ in e.iterations]
     from_sft = [row["kl"] for row in sealed_jsonl(of_warp / FROM_SFT, of_warp)]
     prompts = read_prompts(store.path(e.given.held_out))
     columns = zip(prompts, sft.texts, warp.texts, sft.rewards, warp.rewards, strict=True)
@@ -249,8 +335,12 @@ def _run(e: Experiment, store: Store, run_dir: Path) -> Summary:
         "text": {"sft": text_statistics(sft.texts), "warp": text_statistics(warp.texts)},
         "angles": [sealed_json(slerp / "angles.json", slerp) for slerp in of],
         "training_reward": [float(np.mean([row["reward"] for row in each])) for each in rows],
+        "trajectory": [where | e.measured(store, each) for where, each in e.trajectory()],
         "front": [],
     }
+    if e.config.judge:
+        judges = (e.measured(store, each)["judge"] for each in of_policies)
+        summary |= dict(zip(("sft_judge", "warp_judge"), judges, strict=True))
     seal_json(run_dir / "origins.json", store.origins(wanted))
     seal_json(run_dir / "summary.json", summary)
     return summary
@@ -285,6 +375,14 @@ def run_front(
         summary = sealed_json(run_dir / "summary.json") | front
         seal_json(run_dir / "summary.json", summary)
         return summary
+
+
+def stored_inputs(config: WarpConfig) -> StoredInputs:
+    """θ_sft, r and X, loaded, checked and named; experiments that have them in common share it."""
+    c = config
+    asked = c.policy, c.reward_model, c.positive_label, c.prompts, c.prompt_words
+    read = Inputs(*asked, c.eval_prompts, c.max_new_tokens)
+    return StoredInputs(read, c.policy, c.reward_model)
 
 
 def run_seed(config: WarpConfig, iteration: int, run: int) -> int:

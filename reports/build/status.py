@@ -7,7 +7,6 @@ import time
 from warp_core.engine.progress import Progress
 
 LINE_SECONDS = 30  # between two lines in a log
-OTHER_TASK = 3  # a merge or an evaluation takes about as long as so many steps of training
 
 
 class Status:
@@ -21,16 +20,13 @@ class Status:
     def pool(self, progress: Progress) -> None:
         """The experiments: steps, tasks, what is being computed."""
         running = " | ".join(progress.place(task) for task in list(progress.running))
-        rest = len(progress.tasks) - sum(task.steps > 0 for task in progress.tasks)
-        ended = sum(not task.steps for task in list(progress.finished))
-        done = progress.steps() + OTHER_TASK * ended
+        done = progress.done()
         self.start = self.start or (time.monotonic(), done)
         began, before = self.start
-        open_work = progress.total + OTHER_TASK * rest - done
-        left = (time.monotonic() - began) * open_work / max(done - before, 1)
+        left = (time.monotonic() - began) * (progress.total - done) / max(done - before, 1)
         about = f" · about {minutes(left)} left" if done > before else ""
         self._show(
-            f"experiments: step {progress.steps()} of {progress.total}, task "
+            f"experiments: {done} of {progress.total} steps' work, task "
             f"{len(progress.finished)} of {len(progress.tasks)}{about} · {running}"
         )
 

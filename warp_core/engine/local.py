@@ -52,10 +52,12 @@ class LocalEngine:
         """Bytes of disk that computing them will want at its largest."""
         schedule = Schedule(store, wanted, keep)
         there = peak = 0
-        for task in schedule.tasks:
-            there += task.size
+        while task := schedule.next():
+            done = [*schedule.passing(task), task]
+            there += sum(each.size for each in done)
             peak = max(peak, there)
-            there -= sum(each.size for each in schedule.spent(task) if each.name in schedule.names)
+            spent = schedule.settle(done)
+            there -= sum(each.size for each in spent if each.name in schedule.names)
         return peak + self.workers * max((task.scratch for task in schedule.tasks), default=0)
 
     def make(self, store: Store, wanted: Sequence[Task], keep: Sequence[Task]) -> None:
@@ -78,7 +80,7 @@ class LocalEngine:
         store.tidy()
         schedule = Schedule(store, wanted, keep)
         schedule.drop_what_was_left(wanted)
-        progress = Progress(store, schedule.tasks)
+        progress = Progress(store, schedule.tasks, schedule.passed)
         run = self._here if self.workers == 1 else self._side_by_side
         watch = watched(progress, self.look) if schedule.tasks else nullcontext()
         try:
@@ -97,7 +99,7 @@ class LocalEngine:
             error = None
             try:
                 with _threads(self.threads):
-                    store.make(task)
+                    store.make(task, schedule.passing(task))
             except Exception as raised:
                 error = raised
             _finish(task, error, schedule, progress)
@@ -109,7 +111,8 @@ class LocalEngine:
             while True:
                 while free and (task := schedule.next()):
                     process = free.pop()
-                    call = process.submit(_make, store.folder, task, self.threads)
+                    passing = schedule.passing(task)
+                    call = process.submit(_make, store.folder, task, passing, self.threads)
                     busy[call] = process, task
                     progress.running.append(task)
                 if not busy:
@@ -137,7 +140,10 @@ class LocalEngine:
 
 
 class Schedule:
-    """Which tasks must be computed, in an order in which each comes behind what it reads."""
+    """Which tasks must be computed, in an order in which each comes behind what it reads.
+
+    Of those that have one way, the longest is computed, and passes the others.
+    """
 
     def __init__(self, store: Store, wanted: Sequence[Task], keep: Sequence[Task]) -> None:
         self.store, self.keep = store, {task.name for task in keep}
@@ -157,6 +163,11 @@ class Schedule:
         self.waiting = list(self.tasks)
         self.done: set[str] = set()
         self.readers: dict[str, set[str]] = {}
+        longest: dict[str, Task] = {}
+        for task in sorted(self.tasks, key=lambda task: task.steps):
+            longest[task.way or task.name] = task
+        ways = [(task, longest[task.way or task.name]) for task in self.tasks]
+        self.passed = {task.name: end for task, end in ways if end is not task}
         for task in self.tasks:
             for each in [task, *task.reads]:
                 self.readers.setdefault(each.name, set()).add(task.name)
@@ -164,7 +175,11 @@ class Schedule:
     def next(self) -> Task | None:
         """The first task that can be computed now; what needs a failed one never can."""
         for task in list(self.waiting):
+            if task.name in self.done:  # another one has passed it
+                self.waiting.remove(task)
+                continue
             needs = [each.name for each in task.reads if each.name in self.names]
+            needs += [self.passed[task.name].name] if task.name in self.passed else []
             failed = [self.errors[name] for name in needs if name in self.errors]
             if failed:
                 self.waiting.remove(task)
@@ -174,14 +189,28 @@ class Schedule:
                 return task
         return None
 
-    def finish(self, task: Task, error: Exception | None) -> None:
-        """Note it, and drop the weights that nothing will read any more."""
+    def passing(self, task: Task) -> list[Task]:
+        """Those that are kept on the way of this one."""
+        return [one for one in self.waiting if self.passed.get(one.name) is task]
+
+    def finish(self, task: Task, error: Exception | None) -> list[Task]:
+        """Note it, and drop the weights that nothing will read any more; returns what is done now."""
+        passed = self.passing(task)
+        for each in passed:  # what it did not keep is computed by itself
+            del self.passed[each.name]
+        done = [each for each in passed if self.store.has(each, each.weights)]
         if error:
             self.errors[task.name] = error
-            return
-        self.done.add(task.name)
-        for each in self.spent(task):
+        else:
+            done.append(task)
+        for each in self.settle(done):
             self.store.drop(each)
+        return done
+
+    def settle(self, done: Sequence[Task]) -> list[Task]:
+        """Note that these are done; returns those whose weights nothing needs any more."""
+        self.done |= {task.name for task in done}
+        return [each for task in done for each in self.spent(task)]
 
     def drop_what_was_left(self, wanted: Sequence[Task]) -> None:
         """Weights of an attempt that was killed before it could drop them."""
@@ -228,10 +257,10 @@ def _begin() -> None:
     process_executor._USE_PSUTIL = False
 
 
-def _make(folder: Path, task: Task, threads: int) -> None:
+def _make(folder: Path, task: Task, passing: Sequence[Task], threads: int) -> None:
     """In a process of its own."""
     with terminated_as_interrupted(), _threads(threads):
-        Store(folder).make(task)
+        Store(folder).make(task, passing)
 
 
 @contextmanager
@@ -253,6 +282,4 @@ def _finish(
     progress.running.remove(task)
     if isinstance(error, MessageOnly) and not isinstance(error, DiedError):
         error = type(error)(f"{task.label}: {error}")
-    if not error:
-        progress.finished.append(task)
-    schedule.finish(task, error)
+    progress.finished += schedule.finish(task, error)

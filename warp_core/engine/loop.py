@@ -1,7 +1,7 @@
 """A run's steps, one after the other: logged, saved, stopped; what is left of them if interrupted."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from warp_core.store.checkpoint import Checkpoint
@@ -20,17 +20,23 @@ class Steps(Protocol):
     def restore(self, state: Mapping[str, Any]) -> None: ...
 
 
-def to_the_end(run: Steps, checkpoint: Checkpoint, max_kl: float) -> list[dict[str, Any]]:
+def to_the_end(
+    run: Steps,
+    checkpoint: Checkpoint,
+    max_kl: float,
+    passed: Callable[[int], None] = lambda t: None,
+) -> list[dict[str, Any]]:
     """Lines 5 to 10, from the last checkpoint on; returns the rows of all steps, with their seconds.
 
     A batch whose KL to the anchor is above `max_kl` (0: none is) ends the run with the weights before
-    its last update. Ctrl-C saves all whole steps.
+    its last update. Ctrl-C saves all whole steps. `passed` is told every t that the run stands at.
     """
     if state := checkpoint.restore():
         run.restore(state)
     beyond: dict[str, Any] = {}
     with checkpoint.kept_if_interrupted(lambda: run.state() if run.whole else None):
         while run.t < checkpoint.steps:
+            passed(run.t)
             start = time.perf_counter()
             row = run.gradient()
             if 0 < max_kl < row["kl_anchor"]:
@@ -39,6 +45,7 @@ def to_the_end(run: Steps, checkpoint: Checkpoint, max_kl: float) -> list[dict[s
             with checkpoint.step(row, run.state):
                 run.update()
                 row["seconds"] = time.perf_counter() - start
+        passed(run.t)
     if beyond:  # out of there: no state may be saved that has gone back
         checkpoint.append(beyond)
         run.undo()

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 from filelock import FileLock
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig
 
 from warp_core.store.errors import ConfigError
 from warp_core.store.files import read_json, write_json
@@ -20,7 +20,8 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def needed_bytes(
-    policy: PreTrainedModel,
+    config: PreTrainedConfig,
+    weights: int,
     batch_size: int,
     prompt_tokens: int,
     max_new_tokens: int,
@@ -32,13 +33,12 @@ def needed_bytes(
     feed-forward's for each token and layer, and 4 tensors of logits. `keeps_last`: of the weights
     before the last update, for `max_kl`.
     """
-    sizes = policy.config.get_text_config()
+    sizes = config.get_text_config()
     hidden = sizes.hidden_size
     inner = getattr(sizes, "intermediate_size", None) or 4 * hidden
     tokens = batch_size * (prompt_tokens + max_new_tokens)
     blocks = tokens * sizes.num_hidden_layers * (14 * hidden + 4 * inner)
     logits = 4 * batch_size * max_new_tokens * sizes.vocab_size
-    weights = sum(p.numel() for p in policy.parameters())
     return 4 * ((5 + keeps_last) * weights + blocks + logits)
 
 

@@ -2,13 +2,15 @@
 
 import json
 import os
+import statistics
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from warp_core.store.files import read_json
 from warp_core.store.results import Store, Task
 
 SECONDS = 1.0  # between two looks
@@ -16,19 +18,27 @@ LONGEST_LINE = 10_000  # bytes, of a log
 
 
 class Progress:
-    """The tasks that are to be computed: which are done, which run now, how many steps that is."""
+    """The tasks that are to be computed: which are done, which run now, how much of the work that is.
 
-    def __init__(self, store: Store, tasks: Sequence[Task]) -> None:
+    Args:
+        passed: names of those that a longer one passes, which are no work of their own.
+    """
+
+    def __init__(self, store: Store, tasks: Sequence[Task], passed: Container[str] = ()) -> None:
         self.tasks = tasks
-        self.total = sum(task.steps for task in tasks)
+        self.work = {
+            task.name: task.steps or task.cost for task in tasks if task.name not in passed
+        }
+        self.total = sum(self.work.values())
         self.finished: list[Task] = []
         self.running: list[Task] = []
         self._logs = {task.name: store.log(task) for task in tasks if task.steps}
 
-    def steps(self) -> int:
-        """Training steps done: of tasks that are finished, and those that others have logged."""
-        finished = {task.name: task.steps for task in self.finished}
-        return sum(finished.get(name) or steps_of(log) for name, log in self._logs.items())
+    def done(self) -> int:
+        """Of `total`, in steps of training: of tasks that are finished, and those that are logged."""
+        finished = {task.name for task in self.finished}
+        logged = (steps_of(self._logs[task.name]) for task in list(self.running) if task.steps)
+        return sum(self.work.get(name, 0) for name in finished) + sum(logged)
 
     def place(self, task: Task) -> str:
         """A running task and where it is, for people."""
@@ -45,6 +55,13 @@ def steps_of(log: Path) -> int:
         return int(json.loads(lines[0])["step"]) if lines else 0
     except OSError:  # not there, or not there any more
         return 0
+
+
+def seconds_a_step(store: Store) -> float | None:
+    """Of the runs that a store has: the median; None where there is none."""
+    origins = (read_json(path) for path in store.folder.glob("run-*/origin.json"))
+    known = [each["seconds"] / each["decides"]["training"]["steps"] for each in origins]
+    return statistics.median(known) if known else None
 
 
 @contextmanager
@@ -69,15 +86,13 @@ def watched(progress: Progress, look: Callable[[Progress], None]) -> Iterator[No
 
 
 def bar(name: str) -> Callable[[Progress], None]:
-    """A bar of training steps, and what runs; lines of text where nobody watches."""
+    """A bar of the work, in steps of training, and what runs; lines of text where nobody watches."""
     shown: list[tqdm] = []
 
     def look(progress: Progress) -> None:
-        done, total = len(progress.finished), len(progress.tasks)
-        if progress.total:  # steps are what takes the time
-            done, total = progress.steps(), progress.total
+        done = progress.done()
         if not shown:
-            shown.append(tqdm(desc=name, total=total, initial=done, mininterval=5))
+            shown.append(tqdm(desc=name, total=progress.total, initial=done, mininterval=5))
         line = shown[0]
         if progress.running:
             line.set_description(progress.running[0].label, refresh=False)

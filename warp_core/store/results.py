@@ -14,10 +14,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ class Task:
     """How a result is made: `make(out, **inputs, **arguments, **hints)` fills the folder `out`.
 
     One that logs `steps` is also given `work`, a folder that outlives a kill, for its log and its
-    checkpoints; it is removed once the result is there.
+    checkpoints; it is removed once the result is there. One that has a `way` is also given `passing`:
+    of each result on its way that is wanted too, its arguments, and a context in which it appears.
     """
 
     kind: str
@@ -59,6 +60,10 @@ class Task:
     """What people call it."""
     steps: int = 0
     """Lines that its log will have, where it logs."""
+    way: str = ""
+    """Names what decides its steps, but for how many they are: a longer one passes a shorter one."""
+    cost: int = 1
+    """About as much time as so many steps, where it has none."""
     size: int = 0
     """Bytes of its `weights/`, which can be dropped; 0: it has none."""
     scratch: int = 0
@@ -143,10 +148,13 @@ class Store:
         """What a task logs while it is being computed."""
         return self._work(task) / STEPS
 
-    def make(self, task: Task) -> None:
+    def make(self, task: Task, passing: Sequence[Task] = ()) -> None:
         """Compute the result if it or its weights are not there; one process at a time does.
 
         What it reads is made first where it is missing: another program may have dropped it meanwhile.
+
+        Args:
+            passing: tasks on its way, whose results are kept as it passes them.
         """
         for each in task.reads:
             if not self.has(each, each.weights):
@@ -154,7 +162,6 @@ class Store:
         with self._locked(task.name):
             if self.has(task, task.weights):
                 return
-            sweep(self.folder, task.name)
             start = time.monotonic()
             folders: dict[str, Any] = {
                 key: [self.read(one) for one in each] if isinstance(each, list) else self.read(each)
@@ -162,11 +169,33 @@ class Store:
             }
             if task.steps:
                 folders["work"] = self._work(task)
-            with appearing(self.path(task), task.size) as out:
+            if task.way:
+                contexts = [partial(self._passed, each, start) for each in passing]
+                folders["passing"] = [
+                    (p.arguments, c) for p, c in zip(passing, contexts, strict=True)
+                ]
+            with self._appearing(task, start) as out:
                 task.make(out, **folders, **task.arguments, **task.hints)
-                origin = describe_machine() | {"seconds": time.monotonic() - start}
-                seal_json(out / "origin.json", origin | {"decides": task.decides})
             shutil.rmtree(self._work(task), ignore_errors=True)
+
+    @contextmanager
+    def _appearing(self, task: Task, start: float) -> Iterator[Path]:
+        """The folder to fill with a result, which then appears with what it was made by."""
+        sweep(self.folder, task.name)
+        with appearing(self.path(task), task.size) as out:
+            yield out
+            origin = describe_machine() | {"seconds": time.monotonic() - start}
+            seal_json(out / "origin.json", origin | {"decides": task.decides})
+
+    @contextmanager
+    def _passed(self, task: Task, start: float) -> Iterator[Path | None]:
+        """`_appearing` for a result on the way of another; None where it is there already."""
+        with self._locked(task.name):
+            if self.has(task, task.weights):
+                yield None
+            else:
+                with self._appearing(task, start) as out:
+                    yield out
 
     def tidy(self) -> None:
         """Remove what killed processes had begun, and checkpoints of what is done."""

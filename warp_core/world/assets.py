@@ -66,6 +66,14 @@ ASSETS = {
             "vaderSentiment-3.3.2/LICENSE.txt": "LICENSE",
         },
     ),
+    "vader": Asset(
+        requirement="vaderSentiment==3.3.2", megabytes=10, pip_options=("--no-binary=:all:",),
+        sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+        members={f"vaderSentiment-3.3.2/{path}": path.rpartition("/")[2] for path in (
+            "vaderSentiment/vaderSentiment.py", "vaderSentiment/vader_lexicon.txt",
+            "vaderSentiment/emoji_utf8_lexicon.txt", "LICENSE.txt",
+        )},
+    ),
 }  # fmt: skip
 
 

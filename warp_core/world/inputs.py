@@ -89,12 +89,20 @@ def _fitting(texts: list[str], tokenizer: Any, new: int, limit: float, whose: st
 
 
 class StoredInputs:
-    """θ_sft, the reward model r, and the prompts X for training and for the evaluation, as tasks."""
+    """θ_sft, the reward model r, and the prompts X for training and for the evaluation, as tasks.
+
+    Attributes:
+        identity, prompt_tokens: as of `Inputs`.
+        policy_shape: the policy's configuration, and how many weights it has.
+    """
 
     def __init__(self, inputs: Inputs, policy: str, reward_model: str) -> None:
         sft, r = (inputs.sft, inputs.tokenizer), (inputs.reward.model, inputs.reward.tokenizer)
         self.theta_sft = _model("sft", models.load_policy, policy, *sft)
         self.reward = _model("reward", models.load_classifier, reward_model, *r)
+        self.identity, self.prompt_tokens = inputs.identity, inputs.prompt_tokens
+        weights = sum(parameter.numel() for parameter in inputs.sft.parameters())
+        self.policy_shape = inputs.sft.config, weights
         given = [{"texts": texts} for texts in inputs.prompts]
         self.train, self.held_out = (Task("prompts", prompts_of, x, label="prompts") for x in given)
 

@@ -176,3 +176,9 @@ def bootstrap_stderr(
     rng = np.random.default_rng(0)
     picks = rng.integers(len(scores), size=(draws, len(scores)))
     return float(np.std([statistic(scores[i], ratings[i]) for i in picks], ddof=1))
+
+
+if __name__ == "__main__":
+    print(
+        f"reward model: pairwise accuracy {run_reward_model(RewardConfig())['accuracy']['mean']:.3f}"
+    )
