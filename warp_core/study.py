@@ -283,7 +283,7 @@ def geometry(out: Path, theta_init: Path, thetas: Sequence[Path]) -> None:
     )
     norms = np.sqrt(whole.diagonal())
     about = {"angle": [float(f(angles)) for f in (np.nanmin, np.nanmean, np.nanmax)]}
-    about |= {"gram": sum(grams.values()).tolist()}
+    about |= {"gram": np.sum(list(grams.values()), axis=0).tolist()}
     write_json(out / GEOMETRY, about | {"cosine": float((whole / np.outer(norms, norms)).min())})
 
 
