@@ -11,8 +11,9 @@ from warp_core import study as study_module
 from warp_core.merge import lerp
 from warp_core.store.files import read_jsonl
 from warp_core.store.results import Store
-from warp_core.study import Measurement, Study, run_study
+from warp_core.study import config_of, policy_of, run_study
 from warp_core.warp import Experiment
+from warp_core.world.studies import Point, Study
 
 ARMS = {"many": {"runs": 3}, "long": {"runs": 1, "steps": 4}, "sft": {"anchor": "sft", "steps": 4}}
 POLICIES = [
@@ -68,7 +69,7 @@ def test_a_row_for_each_policy_and_seed_in_the_studys_order(made):
 def test_what_a_longer_run_passes_is_what_a_run_by_itself_gives(made):
     study = made()
     for arm, outputs in (("long", ["policy", "ema"]), ("sft", ["policy", "ema"])):
-        e = Experiment(study.config(arm, 1))
+        e = Experiment(config_of(study, arm, 1))
         tasks = [e.rl_run(e.theta_sft, 1, 1, t, output) for t in (1, 2, 4) for output in outputs]
         together, alone = (
             Store(study_module.STORE / "together"),
@@ -101,9 +102,9 @@ def test_policies_are_what_their_names_say(made):
     engine_store = store()
 
     def weights(arm, **point):
-        e = Experiment(study.config(arm, 1))
-        points = study_module.Point(arm=arm, iteration=1, **point)
-        policy = Measurement(study, 1, points, e).policy
+        e = Experiment(config_of(study, arm, 1))
+        points = Point(arm=arm, iteration=1, **point)
+        policy = policy_of(e, points)[0]
         assert not e.engine().compute(engine_store, [policy], [policy])
         return load_file(engine_store.weights(policy) / "model.safetensors")
 
@@ -111,7 +112,7 @@ def test_policies_are_what_their_names_say(made):
         for name in a:
             torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-6)
 
-    e = Experiment(study.config("many", 1))
+    e = Experiment(config_of(study, "many", 1))
     engine_store.make(e.theta_sft)
     sft = load_file(engine_store.weights(e.theta_sft) / "model.safetensors")
     runs = [weights("many", what="run", m=m, t=2, eta=1.0) for m in (1, 2, 3)]

@@ -6,6 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from warp_core.store.errors import ConfigError
 from warp_core.store.parameters import (
+    Eta,
     Integer,
     LearningRate,
     Name,
@@ -110,7 +111,6 @@ class WarpConfig(RunParameters, Training):
         return Training(**{key: getattr(self, key) for key in Training.model_fields})
 
 
-Eta = Annotated[Number, Field(ge=0, le=3)]  # beyond 1 it goes on where the interpolation ends
 Etas = Annotated[list[Eta], Field(min_length=1)]
 
 

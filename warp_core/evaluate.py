@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from scipy import stats
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -171,3 +172,50 @@ def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     """Mean, its standard error (of independent values), and their number n ≥ 2."""
     n, stderr = len(values), np.std(values, ddof=1) / math.sqrt(len(values))
     return {"mean": float(np.mean(values)), "stderr": float(stderr), "n": n}
+
+
+# Between trainings
+
+
+def between_trainings(values: Sequence[float]) -> dict[str, float]:
+    """Mean of a value by training seed, its 95 % interval (Student's t) and the p of a mean of 0.
+
+    Returns mean, low, high, p, n; raises EvaluationError for fewer than two trainings.
+    """
+    n = len(values)
+    if n < 2:
+        raise EvaluationError("one training has no error between trainings; two or more are needed")
+    mean, stderr = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(n)
+    half = float(stats.t.ppf(0.975, n - 1)) * stderr
+    t = mean / stderr if stderr else math.copysign(math.inf, mean) if mean else 0.0
+    p = float(2 * stats.t.sf(abs(t), n - 1))
+    return {"mean": mean, "low": mean - half, "high": mean + half, "p": p, "n": n}
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p values corrected for how many they are (Holm 1979), in their order."""
+    corrected, largest = [0.0] * len(ps), 0.0
+    for rank, k in enumerate(sorted(range(len(ps)), key=lambda k: ps[k])):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[k]))
+        corrected[k] = largest
+    return corrected
+
+
+Curve = Sequence[tuple[float, float]]  # (KL to θ_sft, value) of policies
+
+
+def at_equal_kl(ours: Curve, theirs: Curve, of_sft: float) -> float | None:
+    """Mean difference of two curves over the KLs that both have; None where one has no KL above 0.
+
+    A KL grows as the square of how far weights are moved, so curves are straight between their points,
+    and averaged, in √KL. Both begin at θ_sft, (0, `of_sft`). A side of one policy is met at its KL.
+    """
+    points = [sorted((math.sqrt(max(kl, 0.0)), value) for kl, value in c) for c in (ours, theirs)]
+    high = min(curve[-1][0] for curve in points)
+    low = min(max(curve[0][0] for curve in points), high)
+    if high <= 0:
+        return None
+    at = np.linspace(low, high, 101)
+    lines = [np.array([(0.0, of_sft), *curve]).T for curve in points]
+    a, b = (np.interp(at, distance, value) for distance, value in lines)
+    return float(np.mean(a - b))

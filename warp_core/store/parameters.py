@@ -46,6 +46,7 @@ Integer = Annotated[int, BeforeValidator(_not_bool)]
 Text = Annotated[str, AfterValidator(_not_blank)]
 Folder = Annotated[str, AfterValidator(_no_nul)]
 Name = Annotated[str, AfterValidator(_plain_name)]
+Eta = Annotated[Number, Field(ge=0, le=3)]  # beyond 1 it goes on where the interpolation ends
 LearningRate = Annotated[Number, Field(gt=0, le=10)]
 Seed = Annotated[Integer, Field(ge=0, lt=2**63)]
 
