@@ -258,6 +258,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from warp_core import study  # its functions go to other processes by this name
-
-    sys.exit(study.main())
+    sys.exit(main())
