@@ -1,6 +1,7 @@
 """Fixtures: tiny models, tokenizers and prompts on disk, and parameters that point at them."""
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: tests ask no hub
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -18,6 +19,12 @@ import torch
 def one_thread():
     """Tiny models are slower on many threads than on one."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c():
+    """As on a terminal: where the tests run in a script's background, SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
