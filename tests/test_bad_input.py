@@ -26,13 +26,15 @@ INTEGERS = {
     "max_new_tokens",
     "seed",
     "eval_prompts",
+    "eval_seed",
+    "eval_every",
     "workers",
     "checkpoint_every",
     "epochs",
     "train_sentences",
 }
 TEXTS = {"title", "policy", "reward_model", "prompts", "reward_body"}
-CHOICES = {"baseline", "anchor", "precision", "keep_weights"}
+CHOICES = {"baseline", "anchor", "precision", "keep_weights", "merge"}
 
 never_a_number = st.one_of(
     st.none(),
@@ -89,9 +91,10 @@ BAD = (
         "name": never_a_name,
         "run_dir": st.one_of(st.none(), st.integers(), st.just("a\0b")),
         "shared_run_seed": st.sampled_from([None, "perhaps", 2, -1, [], math.nan]),
+        "judge": st.sampled_from([None, 1, "VADER", "reward", " "]),
         "positive_label": st.sampled_from([None, 1, [], {}]),
         "etas": st.sampled_from(
-            [None, [], "0", [2], [-1], [math.nan], [None], ["a"], [0, [1]], 0.5]
+            [None, [], "0", [4], [-1], [math.nan], [None], ["a"], [0, [1]], 0.5]
         ),
     }
 )

@@ -20,6 +20,10 @@ BAD = {
     "beta": [-0.1, math.nan, math.inf, True, "much"],
     "mu": [-0.01, 1.01, math.nan],
     "eta": [-0.01, 1.01],
+    "merge": ["mean", "SLERP", None],
+    "eval_seed": [-1, 2**63, 0.5, True],
+    "eval_every": [-1, 0.5, True],
+    "judge": ["reward", "VADER", None],
     "lr": [0, -1e-6, 11, math.inf, math.nan, "1e", True, None],
     "warmup_steps": [-1, 0.5],
     "batch_size": [0, "many"],
@@ -71,7 +75,7 @@ def test_leave_one_out_needs_two_completions():
     [
         ("run_dir", ""),
         *(("etas", value) for value in ([], 0.5, "all", None)),
-        *(("etas.1", [0.0, value]) for value in (-0.1, 1.1, math.nan, True, "x")),
+        *(("etas.1", [0.0, value]) for value in (-0.1, 3.1, math.nan, True, "x")),
     ],
 )
 def test_a_front_refuses_bad_values_too(key, value):

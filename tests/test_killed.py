@@ -312,7 +312,7 @@ def test_a_checkpoint_has_the_anchor_and_goes_on_with_it(undisturbed, tmp_path):
     (state,) = unfinished(config, "state.safetensors")
     tensors = load_file(state)
     names = {name.split("/", 1)[1] for name in tensors if name.startswith("policy/")}
-    pairs = [(tensors[f"policy/{name}"], tensors[f"anchor/{name}"]) for name in names]
+    pairs = [(tensors[f"policy/{name}"], tensors[f"ema/{name}"]) for name in names]
     assert any(not torch.equal(policy, anchor) for policy, anchor in pairs)
     assert any(name.startswith("adam/") for name in tensors)
     run_warp(config)

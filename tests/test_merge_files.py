@@ -339,11 +339,12 @@ def test_sealed_weights_are_checked_and_the_seal_is_not_handed_on(policy_folders
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_shares_lie_between_0_and_1(share, folders, tmp_path):
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), float("inf")])
+def test_lam_is_a_share_and_eta_may_go_beyond_one(share, folders, tmp_path):
     theta_init, runs = folders
-    with pytest.raises(MergeError, match=r"eta: .* a number from 0 to 1"):
-        merge_files(theta_init, runs, tmp_path / "out", eta=share)
+    if share != 1.1:
+        with pytest.raises(MergeError, match=r"eta: .* a number from 0 on"):
+            merge_files(theta_init, runs, tmp_path / "out", eta=share)
     with pytest.raises(MergeError, match=r"lam: .* a number from 0 to 1"):
         merge_files(theta_init, runs[:2], tmp_path / "out", lam=share)
 

@@ -23,6 +23,17 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PARAMS = sorted((ROOT / "params").glob("*.yaml"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAPER = ["config", "rollout", "train", "merge", "evaluate", "warp", "study"]
+# In the order of the report.
+STUDIES = [
+    "next_step",
+    "seed_report",
+    "anchor",
+    "merge",
+    "liti",
+    "iterations",
+    "text",
+    "sensitivity",
+]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -125,7 +136,8 @@ def test_sections_are_the_seeds_experiments_with_controls_and_the_front(smoke: b
     }
     assert list(stages["first"]) == ["reward_model"]
     assert sorted(stages["experiments"]) == sorted([*experiments, "pareto_front"])
-    assert sorted(stages["last"]) == sorted(["summary", "overview", *measured])
+    studies = [] if smoke else [f"study_{study}" for study in STUDIES]
+    assert sorted(stages["last"]) == sorted(["summary", "overview", *studies, *measured])
     front = stages["experiments"]["pareto_front"]
     assert front.config.run_dir == str(project.runs.relative_to(ROOT) / "experiment_4_control")
     assert front.after == ["experiment_4_control"]
@@ -135,7 +147,7 @@ def test_sections_are_the_seeds_experiments_with_controls_and_the_front(smoke: b
         }
     assert project.report == [
         *("overview", "method.md", "reward_model", *experiments, "pareto_front"),
-        *(*measured, "summary"),
+        *(*studies, *measured, "summary"),
     ]
 
 

@@ -293,7 +293,8 @@ def run_warp(config: WarpConfig, run_dir: Path | str | None = None) -> Summary:
 
     Returns what summary.json holds: sft_reward, warp_reward, reward_difference (paired by prompt),
     kl_sft_warp, kl_warp_sft (nats per completion), each an `estimate`; `text_statistics` of both;
-    angles (degrees by iteration, group, pair of runs); training_reward (mean of an iteration); front.
+    angles (degrees by iteration, group, pair of runs); training_reward (mean of an iteration); front;
+    with a judge sft_judge, warp_judge, with eval_every trajectory: iteration, run, step, what it gave.
 
     Raises ConfigError (nothing was created then), TrainingError, EvaluationError (something was not
     finite), DiedError (a process was killed), DamagedError (a file is not what was written),
@@ -335,9 +336,11 @@ def _run(e: Experiment, store: Store, run_dir: Path) -> Summary:
         "text": {"sft": text_statistics(sft.texts), "warp": text_statistics(warp.texts)},
         "angles": [sealed_json(slerp / "angles.json", slerp) for slerp in of],
         "training_reward": [float(np.mean([row["reward"] for row in each])) for each in rows],
-        "trajectory": [where | e.measured(store, each) for where, each in e.trajectory()],
         "front": [],
     }
+    if e.config.eval_every:
+        along = [where | e.measured(store, each) for where, each in e.trajectory()]
+        summary["trajectory"] = along
     if e.config.judge:
         judges = (e.measured(store, each)["judge"] for each in of_policies)
         summary |= dict(zip(("sft_judge", "warp_judge"), judges, strict=True))

@@ -18,16 +18,18 @@ from warp_core.store.errors import DamagedError
 from warp_core.store.parameters import Parameters, RunParameters, unknown_parameter
 from warp_core.store.run_folder import check_run
 from warp_core.world.reward_training import RewardConfig
+from warp_core.world.studies import StudyChoice
 
-EXPERIMENT, FRONT = "experiment.ipynb", "pareto_front.ipynb"
+EXPERIMENT, FRONT, STUDY = "experiment.ipynb", "pareto_front.ipynb", "study.ipynb"
 CONFIGS: dict[str, type[Parameters]] = {  # what checks a notebook's parameters
     EXPERIMENT: WarpConfig,
     FRONT: FrontConfig,
     "reward_model.ipynb": RewardConfig,
     "performance.ipynb": BenchConfig,
+    STUDY: StudyChoice,
 }
 STAGES = ("first", "experiments", "last")
-KEYS = {"id", "notebook", "params", "smoke", "run_dir", "reads", "after"}
+KEYS = {"id", "notebook", "params", "smoke", "run_dir", "study", "reads", "after"}
 TEXT = Path(__file__).resolve().parent.parent / "text"  # the code of tables, sentences, figures
 
 
@@ -42,7 +44,7 @@ class Section:
     folders: dict[str, str]  # papermill's -r
     parameters: dict[str, Any]  # what the notebook ends up with
     config: Parameters | None  # the same, checked; None: a notebook that only shows
-    reads: list[str]  # patterns of the results that it shows: below runs/, or reports/…
+    reads: list[str]  # patterns of the results that it shows: below runs/, or reports/…, params/…
     after: list[str]  # sections that must have been run before
     root: Path
     runs: Path
@@ -50,6 +52,13 @@ class Section:
     @property
     def executed(self) -> Path:
         return self.runs / self.id / "executed.ipynb"
+
+    @property
+    def title(self) -> str | None:
+        """Its heading in the report, where that is not the notebook's own."""
+        if isinstance(self.config, StudyChoice):
+            return load_params(self.root / f"params/study_{self.config.study}.yaml")["title"]
+        return self.config.title if isinstance(self.config, WarpConfig) else None
 
     @property
     def place(self) -> str:
@@ -60,7 +69,8 @@ class Section:
         """Of what decides how the notebook comes out: parameters, cells, tables, figures, results."""
         cells = [[cell.cell_type, cell.source] for cell in read_notebook(self.notebook).cells]
         code = [_sha256(file) for file in sorted(TEXT.glob("*.py"))]
-        places = [self.root if p.startswith("reports/") else self.runs for p in self.reads]
+        of_root = ("reports/", "params/")
+        places = [self.root if p.startswith(of_root) else self.runs for p in self.reads]
         found = (folder.glob(p) for folder, p in zip(places, self.reads, strict=True))
         files = sorted({file for each in found for file in each})
         results = [[str(file.relative_to(self.root)), _sha256(file)] for file in files]
@@ -202,6 +212,7 @@ def _load_section(
         return None
     below = runs.relative_to(root).as_posix()
     given = {"run_dir": f"{below}/{entry.get('run_dir', entry['id'])}", "runs_dir": below}
+    given |= {"study": entry["study"]} if "study" in entry else {}
     # In a trial, what other sections have made is looked for among the trial's own.
     moved = {
         key: value.replace("runs/", f"{below}/", 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reports.build.page import Part, ReportError, compile_page
-from reports.build.plan import EXPERIMENT, Project, Section, read_notebook
+from reports.build.plan import Project, Section, read_notebook
 from warp_core.config import FrontConfig
 from warp_core.store.files import sealed_json
 from warp_core.store.machine import code_of_the_method
@@ -24,9 +24,7 @@ def compile_report(project: Project) -> str:
     parts = []
     for name in project.report:
         if section := sections.get(name):
-            own_title = section.notebook.name == EXPERIMENT
-            title = section.parameters["title"] if own_title else None
-            parts.append(Part(name, section.executed, title))
+            parts.append(Part(name, section.executed, section.title))
         else:
             parts.append(Part(Path(name).stem, project.texts / name))
     return compile_page(parts, project.title, provenance(project), project.smoke)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from reports.text.words import change, estimate_text, eta_text
+from reports.text.experiment import ONE_TRAINING
+from reports.text.words import estimate_text, eta_text
 
 
 def front_table(summary: Mapping[str, Any]) -> pd.DataFrame:
@@ -23,21 +24,19 @@ def front_table(summary: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def front_conclusion(summary: Mapping[str, Any]) -> list[str]:
-    """Which η pays, whether KL grows with η, and how the RL runs stand to the front.
+    """Whether KL grows with η, what the reward does, and how the RL runs stand to the front.
 
     Where the experiment kept no weights of its runs, `front_runs` is empty and nothing is said of
     them.
     """
     front, runs = summary["front"], summary["front_runs"]
-    best = max(front, key=lambda p: p["reward"]["mean"])
     end = front[-1]
     grows = all(a["kl"]["mean"] <= b["kl"]["mean"] for a, b in itertools.pairwise(front))
     sentences = [
         f"KL {'растёт с η' if grows else 'с η растёт не всюду'} и при {eta_text(end['eta'])} равна "
-        f"{estimate_text(end['kl'])} нат на ответ. Наибольшая средняя награда "
-        f"{estimate_text(best['reward'])} – при {eta_text(best['eta'])}.",
+        f"{estimate_text(end['kl'])} нат на ответ.",
         f"От SFT-модели до {eta_text(end['eta'])} награда меняется на "
-        f"{estimate_text(end['gain'])} балла{_doubt(end['gain'])}.",
+        f"{estimate_text(end['gain'])} балла ({ONE_TRAINING}).",
     ]
     same = all(p["reward"] == runs[0]["reward"] and p["kl"] == runs[0]["kl"] for p in runs[1:])
     if same and len(runs) > 1:
@@ -50,12 +49,8 @@ def front_conclusion(summary: Mapping[str, Any]) -> list[str]:
         above = run["front_above"]
         sentences.append(
             f"Запуск {run['run']}: награда фронта при том же KL минус его награда – "
-            f"{estimate_text(above)} балла{_doubt(above)}."
+            f"{estimate_text(above)} балла ({ONE_TRAINING})."
             if above
             else f"Запуск {run['run']}: его KL лежит за концами фронта, сравнить награды нельзя."
         )
     return sentences
-
-
-def _doubt(difference: Mapping[str, float]) -> str:
-    return "" if change(difference) else ", это в пределах двух ошибок"

@@ -1,11 +1,10 @@
-"""How numbers, estimates and tables are written in Russian, and when a difference counts as one."""
+"""How numbers, estimates and tables are written in Russian."""
 
 import math
 from collections.abc import Mapping
 
 import pandas as pd
 
-SIGNIFICANT = 2.0  # standard errors
 SMALLEST = 1e-4  # a smaller number or error is written with a power of ten
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 PLUS_MINUS = "\u00a0±\u00a0"  # with no-break spaces
@@ -52,13 +51,6 @@ def _ten_to_the(power: int) -> str:
 def eta_text(eta: float) -> str:
     """«η = 0,5», which does not break over lines."""
     return f"η\u00a0=\u00a0{eta:g}".replace(".", ",")
-
-
-def change(difference: Mapping[str, float]) -> int:
-    """1 or −1 where a paired difference (mean, stderr) is beyond two standard errors, else 0."""
-    if abs(difference["mean"]) <= SIGNIFICANT * difference["stderr"]:
-        return 0
-    return 1 if difference["mean"] > 0 else -1
 
 
 def table_html(table: pd.DataFrame) -> str:

@@ -259,8 +259,8 @@ def test_room_is_the_peak_of_what_the_schedule_keeps(keep, task, store, monkeypa
     kept = [start, e] if keep else []
     measured, whole = [], Store.make
 
-    def measuring(store, task):
-        whole(store, task)
+    def measuring(store, task, passing=()):
+        whole(store, task, passing)
         files = store.folder.glob("*/weights/text")
         measured.append(sum(file.stat().st_size for file in files))
 
@@ -343,13 +343,13 @@ def test_steps_are_told_by_the_last_whole_line_of_a_log(tmp_path, padding):
 def test_progress_counts_steps_that_are_done_and_those_that_are_logged(task, store):
     done, running, waits = (task(what, steps=10) for what in "abc")
     progress = Progress(store, [done, running, waits, task("d")])
-    assert (progress.total, progress.steps()) == (30, 0)
+    assert (progress.total, progress.done()) == (31, 0)
     progress.running.append(running)
     progress.finished.append(done)  # whose log is removed, or which stopped before its last step
     store.log(running).parent.mkdir(parents=True)
     for step in range(1, 5):
         append_jsonl(store.log(running), {"step": step})
-    assert progress.steps() == 14
+    assert progress.done() == 14
     assert progress.place(running) == "task b behind step 4"
     assert progress.place(task("d")) == "task d"
 

@@ -57,9 +57,9 @@ def test_the_default_experiments_need_is_the_one_that_was_measured():
     weights = sum(p.numel() for p in model.parameters())
     assert weights == 134_515_008
     c = WarpConfig()
-    need = needed_bytes(model, c.batch_size, 16, c.max_new_tokens)
+    need = needed_bytes(model.config, weights, c.batch_size, 16, c.max_new_tokens)
     assert need == pytest.approx(4.2e9, rel=0.1)
-    kept = needed_bytes(model, c.batch_size, 16, c.max_new_tokens, keeps_last=True)
+    kept = needed_bytes(model.config, weights, c.batch_size, 16, c.max_new_tokens, keeps_last=True)
     assert kept == need + 4 * weights
 
 
@@ -71,7 +71,7 @@ def test_what_a_tiny_policy_wants_by_hand(architecture):
     tokens, drawn = 3 * (5 + 7), 3 * 7
     weights = sum(p.numel() for p in model.parameters())
     floats = 5 * weights + tokens * 2 * (14 * 16 + 4 * inner) + 4 * drawn * 100
-    assert needed_bytes(model, 3, 5, 7) == 4 * floats
+    assert needed_bytes(model.config, weights, 3, 5, 7) == 4 * floats
 
 
 # What there is

@@ -103,6 +103,8 @@ class Study(Parameters):
     """`Points` that are evaluated."""
     comparisons: list[dict[str, Any]] = Field(default_factory=list)
     """`Comparison`s that are made of them."""
+    curves: list[dict[str, Any]] = Field(default_factory=list)
+    """Of its figure: a label and the keys of the rows through which a curve goes."""
 
     @field_validator("seeds")
     @classmethod
@@ -125,3 +127,10 @@ class Study(Parameters):
     def path(self) -> Path:
         """Its rows."""
         return FOLDER / f"{self.name}.jsonl"
+
+
+class StudyChoice(Parameters):
+    """Which study a notebook shows."""
+
+    study: Name = "iterations"
+    """Of params/study_NAME.yaml."""

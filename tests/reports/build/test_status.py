@@ -27,15 +27,15 @@ def test_in_a_log_it_counts_steps_tasks_and_time(
     run, other = (
         Task("run", print, {"seed": seed}, label=f"one, run {seed}", steps=20) for seed in (1, 2)
     )
-    evaluation = Task("evaluation", print, {}, label="one, SFT evaluated")
+    evaluation = Task("evaluation", print, {}, label="one, SFT evaluated", cost=3)
     progress = Progress(store, [run, other, evaluation])
     progress.running = [run, evaluation]
     store.log(run).parent.mkdir(parents=True)
-    append_jsonl(store.log(run), {})
+    append_jsonl(store.log(run), {"step": 1})
     line = status.Status()
     line.pool(progress)  # what an earlier build had done takes no part in the speed
-    for _ in range(9):
-        append_jsonl(store.log(run), {})
+    for step in range(2, 11):
+        append_jsonl(store.log(run), {"step": step})
     now[0] += 10
     line.pool(progress)  # too soon for a log
     now[0] += 80
@@ -48,12 +48,12 @@ def test_in_a_log_it_counts_steps_tasks_and_time(
     line.notebooks(["one", "two"], 2, 5)
     line.finished("one", 12.3)
     assert capsys.readouterr().out.splitlines() == [
-        "experiments: step 1 of 40, task 0 of 3 · one, run 1 behind step 1 | one, SFT evaluated",
+        "experiments: 1 of 43 steps' work, task 0 of 3 · one, run 1 behind step 1 | one, SFT evaluated",
         # 9 steps in 90 s; 30 steps are left, and an evaluation that counts as three
-        "experiments: step 10 of 40, task 0 of 3 · about 6 min left"
+        "experiments: 10 of 43 steps' work, task 0 of 3 · about 6 min left"
         " · one, run 1 behind step 10 | one, SFT evaluated",
         # 19 steps and the evaluation in 150 s; 20 steps are left
-        "experiments: step 20 of 40, task 2 of 3 · about 2 min left · one, run 2 behind step 0",
+        "experiments: 23 of 43 steps' work, task 2 of 3 · about 2 min left · one, run 2 behind step 0",
         "experiments: done in 2 min",
         "notebooks: 2 of 5 · one | two",
         "one: done in 12 s",

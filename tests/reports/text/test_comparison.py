@@ -17,8 +17,7 @@ def disagreements(summaries):
 
 def test_seed_verdicts_name_what_disagrees():
     summaries = reproduced() | {"experiment_1_control": summary(kl=1e-6, angle=0.0)}
-    (worse,) = disagreements(summaries)
-    assert "хуже SFT-модели" in worse  # ours did not change
+    assert not disagreements(summaries)
     summaries["experiment_1_control"] = summary(kl=1e-6, angle=80.0)
     summaries["experiment_3"] |= {"training_reward": [0.5, 1.0]}
     summaries["experiment_4"] = summary(kl=95.0, difference=0.8)
@@ -28,11 +27,10 @@ def test_seed_verdicts_name_what_disagrees():
         "уходит дальше всего",
         "первой итерации больше",
         "между вторым и третьим",
-        "хуже SFT-модели",
         "на тысячную балла",
     ):
         assert sum(claim in line for line in disagree) == 1
-    assert len(disagree) == 6
+    assert len(disagree) == 5
 
 
 def test_that_runs_of_one_seed_coincide_is_no_verdict():
@@ -47,9 +45,8 @@ def test_that_runs_of_one_seed_coincide_is_no_verdict():
 
 def test_a_trial_without_all_experiments_claims_only_what_it_can_check():
     summaries = {f"experiment_{k}": summary(kl=1e-6, difference=0.0) for k in "14"}
-    first, fourth = comparison.seed_verdicts(summaries)
+    (first,) = comparison.seed_verdicts(summaries)
     assert "В первом эксперименте" in first
-    assert "В четвёртом эксперименте" in fourth
     assert comparison.control_verdicts(summaries) == ["Контрольных экспериментов здесь нет."]
 
 

@@ -37,12 +37,6 @@ def test_shares_and_etas_have_a_decimal_comma():
     assert words.eta_text(0.5) == "η\u00a0=\u00a00,5"
 
 
-def test_a_difference_counts_beyond_two_errors():
-    changes = [words.change(estimate(mean, 0.1)) for mean in (0.19, 0.21, -0.19, -0.21, 0.0)]
-    assert changes == [0, 1, 0, -1, 0]
-    assert words.change(estimate(0.0, 0.0)) == 0
-
-
 def test_what_a_table_holds_is_shown_as_text():
     table = words.table_html(pd.DataFrame({"<i>": ["<script>x</script>"]}))
     assert "&lt;i&gt;" in table

@@ -1,0 +1,299 @@
+"""What the studies say: verdicts, tables and figures from the rows of reports/studies/.
+
+An interval is Student's, of 95 %, over training seeds, of differences paired by seed; the evaluation
+prompts are the same for all, so it holds for these prompts. Primary comparisons are corrected by Holm
+over all studies. A claim is confirmed where its interval lies on its side of zero, refuted where it
+lies on the other, and otherwise cannot be told.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reports.text.words import number
+from warp_core.evaluate import between_trainings, holm
+from warp_core.store.files import read_jsonl
+from warp_core.study import comparisons, differences, load_study
+from warp_core.world.studies import Comparison, Study
+
+Row = Mapping[str, Any]
+ENOUGH = 0.05  # p of a comparison that is told from zero
+HOLDS, REFUTED, UNKNOWN = "подтверждается", "не подтверждается", "неразличимо"
+NONE = "не вычислено"
+UNITS = {  # of a measure: unit, places
+    "reward": ("балла", 2),
+    "judge": ("(VADER, −1…1)", 2),
+    "kl": ("ната", 2),
+    "length": ("слова", 1),
+    "repetition": ("(доля)", 3),
+    "distinct_pairs": ("(доля)", 3),
+}
+AXES = {
+    "kl": "KL(π‖sft), нат на ответ (корневая шкала)",
+    "reward": "Награда, баллы",
+    "judge": "Оценка VADER (−1…1)",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One comparison and what its trainings say."""
+
+    study: Study
+    comparison: Comparison
+    by_seed: Mapping[int, float]
+    between: Mapping[str, float]
+    """`between_trainings` of them; empty where fewer than two are there."""
+    p: float
+    """Corrected by Holm where it is primary."""
+
+    @property
+    def word(self) -> str:
+        """In a word."""
+        if not self.between:
+            return NONE
+        if self.p >= ENOUGH:
+            return UNKNOWN
+        return (
+            HOLDS if (self.between["mean"] > 0) == (self.comparison.expected == "more") else REFUTED
+        )
+
+    @property
+    def effect(self) -> str:
+        """«0,31 балла [0,12; 0,50]»."""
+        if not self.between:
+            return "—"
+        unit, places = UNITS[self.comparison.measure]
+        mean, low, high = (
+            number(self.between[k], 10.0 ** (1 - places)) for k in ("mean", "low", "high")
+        )
+        return f"{mean}\u00a0{unit} [{low}; {high}]"
+
+
+def load_rows(study: Study) -> Sequence[Row]:
+    """Those that have been computed."""
+    return read_jsonl(study.path)
+
+
+def load_studies(folder: Path = Path("params")) -> list[Study]:
+    """All of the project, in the order of the report."""
+    order = (
+        "iterations",
+        "liti",
+        "merge",
+        "anchor",
+        "seed_report",
+        "next_step",
+        "text",
+        "sensitivity",
+    )
+    found = {study.name: study for study in map(load_study, sorted(folder.glob("study_*.yaml")))}
+    return sorted(
+        found.values(), key=lambda s: order.index(s.name) if s.name in order else len(order)
+    )
+
+
+def verdicts(studies: Sequence[Study]) -> list[Verdict]:
+    """Of all comparisons of these studies, together, since Holm counts the primary ones."""
+    found: list[tuple[Study, Comparison, dict[int, float], dict[str, float]]] = []
+    for study in studies:
+        rows = read_jsonl(study.path)
+        for comparison in comparisons(study):
+            by_seed = differences(rows, comparison)
+            values = list(by_seed.values())
+            between = between_trainings(values) if len(values) > 1 else {}
+            found.append((study, comparison, by_seed, between))
+    ps = [between.get("p", 1.0) for *_, between in found]
+    primary = [k for k, (_, comparison, *_) in enumerate(found) if comparison.primary]
+    for k, p in zip(primary, holm([ps[k] for k in primary]), strict=True):
+        ps[k] = p
+    return [Verdict(*each, p) for each, p in zip(found, ps, strict=True)]
+
+
+# Tables
+
+
+def claims_table(found: Sequence[Verdict]) -> pd.DataFrame:
+    """A row a claim: where it is from, what came, the verdict, the trainings."""
+    columns = ["Утверждение", "Откуда", "Разность [95 % ДИ]", "Обучений", "p", "Вердикт"]
+    return pd.DataFrame([_claim(v) for v in found], columns=columns)
+
+
+def _claim(v: Verdict) -> tuple[str, str, str, int, str, str]:
+    p = "—" if not v.between else "< 0,001" if v.p < 1e-3 else number(v.p, 0.01)
+    mark = " •" if v.comparison.primary else ""
+    return v.comparison.claim + mark, v.comparison.source, v.effect, len(v.by_seed), p, v.word
+
+
+def hypotheses_table(found: Sequence[Verdict]) -> pd.DataFrame:
+    """What was expected before it was computed, beside what came."""
+    rows = [(v.comparison.claim, v.comparison.hypothesis, v.effect) for v in found]
+    return pd.DataFrame(rows, columns=["Утверждение", "Ожидалось", "Получилось [95 % ДИ]"])
+
+
+def policies_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """A row a policy: mean over trainings ± the error between them, and how many they are."""
+    measures = {"reward": 2, "kl": 2, "judge": 2, "length": 1, "repetition": 3, "distinct_pairs": 3}
+    names = ["Награда", "KL, нат", "VADER", "Слов", "Повторы", "Разных пар"]
+    table = []
+    for name, of_policy in grouped(rows, policy_name).items():
+        cells = []
+        for measure, places in measures.items():
+            values = [value(row, measure) for row in of_policy if measure in row]
+            cells.append(mean_text(values, places))
+        table.append((name, *cells, len(of_policy)))
+    return pd.DataFrame(table, columns=["Политика", *names, "Обучений"])
+
+
+def mean_text(values: Sequence[float], places: int) -> str:
+    """«1,31 ± 0,08»: mean and standard error over trainings."""
+    if not values:
+        return "—"
+    mean = number(float(np.mean(values)), 10.0 ** (1 - places))
+    if len(values) == 1:
+        return mean
+    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return f"{mean}\u00a0±\u00a0{number(error, 10.0 ** (1 - places))}"
+
+
+def lemmas_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """The paper's lemmas on real weights: what they say, and what was measured over trainings."""
+    two = [r for r in rows if r.get("geometry") and r["m"] == 2 and r["what"] in ("slerp", "lerp")]
+    table = []
+
+    def add(name: str, said: str, values: Sequence[float], holds: Callable[[float], bool]) -> None:
+        if values:
+            low, high = (number(f(values), 0.001) for f in (min, max))
+            table.append(
+                (name, said, f"{low}–{high}", f"{sum(map(holds, values))} из {len(values)}")
+            )
+
+    angles = [row["geometry"]["angle"][1] for row in two]
+    add("Угол между векторами задач, °", "около 90", angles, lambda a: 80 < a < 100)
+    cosines = [row["geometry"]["cosine"] for row in two]
+    add("Косинус полных весов", "больше 0,999", cosines, lambda c: c > 0.999)
+    slerp = [_norm(r) / float(np.mean(_run_norms(r))) for r in two if r["what"] == "slerp"]
+    add("Норма SLERP к средней норме запусков", "1", slerp, lambda x: abs(x - 1) < 0.05)
+    lerp = [_norm(r) / _lerp_norm(r) for r in two if r["what"] == "lerp"]
+    add("Норма LERP к формуле леммы", "1", lerp, lambda x: abs(x - 1) < 0.05)
+    bound = [value(r, "kl") / k for r in two if r["what"] == "lerp" and (k := _mixed_kl(r, rows))]
+    add("KL(LERP) к среднему KL запусков", "не больше 1", bound, lambda x: x <= 1)
+    return pd.DataFrame(table, columns=["Величина", "По статье", "Измерено", "Верно"])
+
+
+def _norm(row: Row) -> float:
+    return float(np.sqrt(row["geometry"]["gram"][-1][-1]))
+
+
+def _run_norms(row: Row) -> list[float]:
+    gram = np.array(row["geometry"]["gram"])
+    return np.sqrt(gram.diagonal())[:-1].tolist()
+
+
+def _lerp_norm(row: Row) -> float:
+    """l·√(1 − 2(1 − cos Ω)(λ − λ²)), with the runs' mean norm as l."""
+    gram, lam = np.array(row["geometry"]["gram"]), 0.5 if row["lam"] is None else row["lam"]
+    norms = _run_norms(row)
+    cos = gram[0, 1] / (norms[0] * norms[1])
+    return float(np.mean(norms) * np.sqrt(1 - 2 * (1 - cos) * (lam - lam**2)))
+
+
+def _mixed_kl(row: Row, rows: Sequence[Row]) -> float | None:
+    """The KLs of the two runs, weighed as the merge weighs them."""
+    alike = {"what": "run", "seed": row["seed"], "arm": row["arm"], "eta": 1}
+    kl = {
+        r["m"]: value(r, "kl") for r in rows if all(r[key] == each for key, each in alike.items())
+    }
+    lam = 0.5 if row["lam"] is None else row["lam"]
+    return (1 - lam) * kl[1] + lam * kl[2] if {1, 2} <= kl.keys() else None
+
+
+# Rows
+
+
+def value(row: Row, measure: str) -> float:
+    """A row's measure: the mean over prompts, or the figure itself."""
+    return row[measure]["mean"] if isinstance(row[measure], Mapping) else row[measure]
+
+
+def grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    """Rows by key, in their order."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+WHAT = {"run": "запуск", "ema": "EMA-веса", "average": "среднее весов", "warp": "WARP"}
+
+
+def policy_name(row: Row) -> str:
+    """A policy in a few words: «merged: SLERP 4, η = 0,5»."""
+    if row["what"] == "sft":
+        return "SFT-модель"
+    merged = row["what"] in ("slerp", "lerp")
+    name = f"{row['what'].upper()} {row['m']}" if merged else WHAT[row["what"]]
+    if row["what"] in ("run", "ema") and row["m"] != 1:
+        name += f" {row['m']}"
+    details = [f"итерация {row['iteration']}"] if row["iteration"] not in (None, 1) else []
+    details += [f"t = {row['t']}"] if isinstance(row["t"], int) else []
+    details += [f"λ = {row['lam']:g}"] if row["lam"] is not None else []
+    details += [f"η = {row['eta']:g}"] if row["eta"] not in (None, 1) else []
+    return f"{row['arm']}: {', '.join([name, *details])}".replace(".", ",")
+
+
+# Sentences
+
+
+def conclusion(found: Sequence[Verdict]) -> list[str]:
+    """A sentence a claim."""
+    sentences = []
+    for v in found:
+        if not v.between:
+            sentences.append(f"**{v.comparison.claim}**: ещё не вычислено.")
+            continue
+        corrected = ", с поправкой Холма" if v.comparison.primary else ""
+        p = "p < 0,001" if v.p < 1e-3 else f"p = {number(v.p, 0.01)}"
+        sentences.append(
+            f"**{v.comparison.claim}**: {v.word}. Разность {v.effect}, обучений: {len(v.by_seed)}, "
+            f"{p}{corrected}."
+        )
+    return [f"- {sentence}" for sentence in sentences]
+
+
+def question(study: Study, rows: Sequence[Row]) -> str:
+    """What is asked, and how much of it has been computed, on what."""
+    if not rows:
+        return f"{study.claim} Ещё не вычислено: строки получает `make study NAME={study.name}`."
+    seeds = {row["seed"] for row in rows if row["seed"] is not None}
+    devices = ", ".join(sorted({row["device"] for row in rows}))
+    models = len({row["reward_model"] for row in rows})
+    with_models = f", моделей награды: {models}" if models > 1 else ""
+    first = f"{study.claim} Обучений с разными seed: {len(seeds)} из {len(study.seeds)}"
+    return f"{first}; политик: {len(rows)}; вычислено на: {devices}{with_models}; float32."
+
+
+def further_tables(study: Study, rows: Sequence[Row]) -> dict[str, pd.DataFrame]:
+    """What one study has beside what all have: heading -> table."""
+    if study.name == "merge":
+        return {"Леммы статьи на настоящих весах": lemmas_table(rows)}
+    if study.name == "iterations":
+        return {"Цена обучения": cost_table(rows)}
+    return {}
+
+
+def cost_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """Steps and minutes of training behind each end of a curve: of all runs, and of the longest chain,
+    which is what as many machines as there are runs take."""
+    table = []
+    for name, of_policy in grouped(rows, policy_name).items():
+        seconds = [row["seconds"] for row in of_policy if row["eta"] == 1.0]
+        if seconds:
+            all_, chain = (np.median([each[k] for each in seconds]) / 60 for k in ("all", "chain"))
+            table.append((name, number(all_, 1), number(chain, 1), len(seconds)))
+    columns = ["Политика", "Всего вычислений, мин", "На отдельных машинах, мин", "Обучений"]
+    return pd.DataFrame(table, columns=columns)
