@@ -1,20 +1,37 @@
 """Studies at tiny sizes: their rows, what is shared, what is computed again, what is refused."""
 
+import contextlib
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from warp_core import study as study_module
+from warp_core.config import load_params
 from warp_core.merge import lerp
+from warp_core.store.errors import ConfigError
 from warp_core.store.files import read_jsonl
 from warp_core.store.results import Store
-from warp_core.study import config_of, policy_of, run_study
+from warp_core.study import (
+    comparisons,
+    config_of,
+    differences,
+    policy_of,
+    run_studies,
+    run_study,
+    wanted,
+)
 from warp_core.warp import Experiment
 from warp_core.world.studies import Point, Study
 
+ROOT = Path(__file__).resolve().parent.parent
+STUDIES = sorted((ROOT / "params").glob("study_*.yaml"))
 ARMS = {"many": {"runs": 3}, "long": {"runs": 1, "steps": 4}, "sft": {"anchor": "sft", "steps": 4}}
 POLICIES = [
     {"arm": "many", "what": "run", "m": [1, 2]},
@@ -140,3 +157,177 @@ def test_rows_that_are_there_are_not_computed_again_on_any_machine(made):
     kinds = {path.name.partition("-")[0] for path in store().folder.iterdir()}
     assert "run" in kinds
     assert len(list(store().folder.glob("evaluation-*"))) == 3 * 2
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seeds": [1]}, "seeds: [1] given; allowed: two or more different seeds"),
+        ({"seeds": [1, 1]}, "two or more different seeds"),
+        ({"policies": [{"arm": "few", "what": "run"}]}, "there is no arm 'few'"),
+        ({"policies": [{"arm": "many", "what": "runs"}]}, "what: 'runs' given"),
+        (
+            {"policies": [{"arm": "many", "eat": [1.0]}]},
+            "eat: unknown parameter; did you mean 'eta'",
+        ),
+        ({"arm": {}}, "arm: unknown parameter; did you mean 'arms'"),
+        ({"arms": {"many": {"step": 3}}, "policies": [{"arm": "many"}]}, "step: unknown parameter"),
+        (
+            {"arms": {"many": {"seed": 3}}, "policies": [{"arm": "many"}]},
+            "no seed: a training's name",
+        ),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused_and_nothing_created(made, changes, said, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        run_study(made(**changes))
+    assert said in str(caught.value)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+COMPARED = {"name": "a", "ours": {"arm": "many", "what": "slerp", "m": 2, "eta": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("comparison", "said"),
+    [
+        ({"theirs": COMPARED["ours"]}, "compares a thing with itself"),
+        ({"theirs": {"arm": "none"}}, "fits 0 of the evaluated policies"),
+        ({"theirs": {"arm": "many", "what": "slerp"}}, "fits 4 of the evaluated policies"),
+        ({"theirs": {"arm": "many", "whatever": 1}}, "whatever: unknown parameter"),
+        ({"theirs": {"what": "sft"}, "measure": "beauty"}, "measure: 'beauty' given"),
+        ({"theirs": {"what": "sft"}, "measure": "judge"}, "no `judge` is set"),
+    ],
+)
+def test_a_comparison_that_cannot_be_is_refused(made, comparison, said):
+    with pytest.raises(ConfigError) as caught:
+        comparisons(made(comparisons=[COMPARED | comparison]))
+    assert said in str(caught.value)
+
+
+SMALL = {"seeds": [1, 2], "policies": [{"arm": "many", "what": "run", "m": [1]}]}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda text: text[:-9], "it is damaged"),
+        (lambda text: text.replace('"reward"', '"reward', 1), "it is damaged"),
+        (lambda text: text.replace('"version": 1', '"version": 2', 1), "rows of another version"),
+        (lambda text: text + text.splitlines(keepends=True)[-1], "or a row twice"),
+        (lambda text: text.replace('"digest": "', '"digest": "x', 1), "are not asked for now"),
+        (lambda text: "[1]\n" + text, "it is damaged"),
+    ],
+)
+def test_rows_that_are_not_a_studys_are_refused_and_stay_as_they_are(made, spoil, said):
+    study = made(**SMALL)
+    run_study(study)
+    text = spoil(study.path.read_text())
+    study.path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        run_study(study)
+    assert said in str(caught.value)
+    assert str(study.path) in str(caught.value)
+    assert study.path.read_text() == text
+
+
+def test_a_seed_more_computes_that_seed_alone_and_keeps_the_rows(made):
+    rows = run_study(made(**SMALL))
+    more = run_study(made(**SMALL | {"seeds": [1, 2, 3]}))
+    assert [row for row in more if row["seed"] != 3] == rows
+    assert len(more) == len(rows) + 1
+
+
+# Kills
+
+PROGRAM = """
+import json, os, sys
+from warp_core import study
+from warp_core.world.studies import Study
+study.run_study(Study(**json.loads(sys.argv[1])))
+"""
+
+
+def test_rows_survive_kills_at_any_moment(made, tmp_path):
+    wanted = made()
+    rows = run_study(wanted)
+    shutil.rmtree(study_module.STORE)
+    wanted.path.unlink()
+    command = [sys.executable, "-c", PROGRAM, wanted.model_dump_json()]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    kills = 0
+    for delay in (3.5, 5.0, 6.5):
+        program = subprocess.Popen(command, env=env, cwd=tmp_path, stderr=subprocess.DEVNULL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            program.wait(delay)
+        kills += program.poll() is None
+        program.kill()
+        program.wait()
+        text = wanted.path.read_text() if wanted.path.is_file() else ""
+        assert all(
+            json.loads(line) in [*map(json.loads, text.splitlines())] for line in text.splitlines()
+        )
+    again = run_study(wanted)
+    assert kills
+    times = ("seconds",)
+    assert [{k: v for k, v in row.items() if k not in times} for row in again] == [
+        {k: v for k, v in row.items() if k not in times} for row in rows
+    ]
+
+
+# The studies of the project
+
+
+def small(path, given):
+    """A study of the project with its arms, policies and comparisons, but tiny: T is its rank."""
+    params = load_params(path)
+    common = {k: v for k, v in params.get("parameters", {}).items() if k in ("runs", "steps")}
+    arms = {name: common | arm for name, arm in params["arms"].items()}
+    steps = {arm.get("steps", 30) for arm in arms.values()} | {10}
+    steps |= {t for points in params["policies"] for t in points.get("t", [])}
+    rank = {t: k for k, t in enumerate(sorted(steps), start=1)}
+
+    def shrunk(keys):
+        t = keys.get("t", [])
+        return keys | (
+            {"t": [rank[each] for each in t] if isinstance(t, list) else rank[t]} if t else {}
+        )
+
+    tiny = {"batch_size": 4, "lr": 1e-2, "warmup_steps": 1}
+    arms = {
+        name: {k: v for k, v in arm.items() if k not in tiny}
+        | {"steps": rank[arm.get("steps", 30)]}
+        for name, arm in arms.items()
+    }
+    compared = [c for c in params["comparisons"] if c.get("measure") != "judge"]
+    compared = [c | {side: shrunk(c[side]) for side in ("ours", "theirs")} for c in compared]
+    whole = given | tiny | {"iterations": 1 if "base" not in params else 2}
+    changes = {
+        "arms": arms,
+        "policies": [shrunk(p) for p in params["policies"]],
+        "comparisons": compared,
+    }
+    return Study(
+        **params | changes | {"base": [], "parameters": whole, "seeds": params["seeds"][:2]}
+    )
+
+
+def test_every_study_of_the_project_at_tiny_sizes(made):
+    given = made().parameters
+    studies = [small(path, given) for path in STUDIES]
+    for study in studies:
+        comparisons(study)
+    tables = run_studies(studies)
+    computed = len(list(store().folder.glob("run-*")))
+    for study, rows in zip(studies, tables, strict=True):
+        assert len(rows) == len(wanted(study))
+        for comparison in comparisons(study):
+            found = differences(rows, comparison)
+            assert set(found) == set(study.seeds), (study.name, comparison.name)
+    # Studies share runs, and a long one passes short ones.
+    e = Experiment(config_of(studies[STUDIES.index(ROOT / "params/study_liti.yaml")], "ema", 1))
+    assert store().has(e.rl_run(e.theta_sft, 1, 1))
+    assert computed < sum(len(rows) for rows in tables)

@@ -23,6 +23,7 @@ from warp_core.evaluate import Completions, at_equal_kl
 from warp_core.merge import angles_of, geometry_of_files
 from warp_core.store.errors import MessageOnly
 from warp_core.store.files import sealed_json, write_json
+from warp_core.store.parameters import unknown_parameter
 from warp_core.store.results import Store, Task
 from warp_core.store.run_folder import NOT_COMPARED
 from warp_core.warp import Experiment, stored_inputs
@@ -32,6 +33,7 @@ from warp_core.world.texts import text_statistics
 
 STORE = Path("runs/store")
 GEOMETRY = "geometry.json"
+KEYS = list(Point.model_fields)
 NAMES = {*NOT_COMPARED, "name", "eval_every"}  # keys that decide nothing
 # What `stored_inputs` reads.
 INPUTS = ("policy", "reward_model", "positive_label", "prompts", "prompt_words", "eval_prompts")
@@ -91,7 +93,15 @@ def comparisons(study: Study) -> list[Comparison]:
         where = f"comparison {each.name!r}"
         if each.ours == each.theirs and each.share == 1:
             mistakes.append(f"{where}: compares a thing with itself: {each.ours}")
+        if each.measure == "judge" and not config_of(study, next(iter(study.arms)), 0).judge:
+            mistakes.append(f"{where}: measures what a judge says, and no `judge` is set")
         for side in (each.ours, each.theirs):
+            unknown = side.keys() - Point.model_fields.keys()
+            mistakes += [
+                f"{where}: {key}: {unknown_parameter(key, KEYS)}" for key in sorted(unknown)
+            ]
+            if unknown:
+                continue
             found = [point for point in points if _fits(point.model_dump(), side)]
             if not found or (each.at == "policy" and len(found) > 1):
                 mistakes.append(f"{where}: {side} fits {len(found)} of the evaluated policies")

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from warp_core.store.parameters import Eta, Integer, Name, Number, Parameters, Seed, Text
 
 FOLDER = Path("reports/studies")
+OWN = {"name", "title", "seed", "run_dir"}  # parameters that a study sets for each training
 Count = Annotated[Integer, Field(ge=1, le=1_000_000)]
 
 
@@ -113,6 +114,14 @@ class Study(Parameters):
             raise ValueError(
                 "two or more different seeds; one training has no error between trainings"
             )
+        return value
+
+    @field_validator("parameters", "arms")
+    @classmethod
+    def _leave_the_names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for params in (value, *(each for each in value.values() if isinstance(each, dict))):
+            if own := sorted(OWN & params.keys()):
+                raise ValueError(f"no {', '.join(own)}: a training's name and seed are the study's")
         return value
 
     @field_validator("policies")
