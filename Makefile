@@ -44,12 +44,12 @@ smoke: $(READY)
 studies: $(READY)
 	@$(BIN)/python -m warp_core.world.assets > /dev/null
 	@$(BIN)/python -m warp_core.world.reward_training
-	@$(BIN)/python -m warp_core.study params/study_*.yaml $(ARGS)
+	@$(BIN)/python -m reports.build.studies params/study_*.yaml $(ARGS)
 
 study: $(READY)
 	@$(BIN)/python -m warp_core.world.assets > /dev/null
 	@$(BIN)/python -m warp_core.world.reward_training
-	@$(BIN)/python -m warp_core.study params/study_$(NAME).yaml $(ARGS)
+	@$(BIN)/python -m reports.build.studies params/study_$(NAME).yaml $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -10,7 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 from warp_core import evaluate
-from warp_core.evaluate import BATCH, Completions, estimate, front_summary, policy_kl, sequence_kl
+from warp_core.evaluate import (
+    BATCH,
+    Completions,
+    at_equal_kl,
+    between_trainings,
+    estimate,
+    front_summary,
+    holm,
+    policy_kl,
+    sequence_kl,
+)
 from warp_core.rollout import completion_logits
 from warp_core.store.errors import DamagedError, EvaluationError
 from warp_core.store.files import appearing
@@ -309,3 +319,70 @@ def test_a_run_beside_the_front_is_compared_at_its_kl(kls, above):
         assert (first["run"], second["run"]) == (1, 2)
         assert first["gain"] == {"mean": 1.5, "stderr": 0.5, "n": 2}
         assert first["front_above"] == (above and pytest.approx(above))
+
+
+# Between trainings
+
+
+def test_an_interval_over_trainings_by_hand():
+    """Mean 2, standard error 1/√3; t with two degrees of freedom has 0.975 at 4.302653."""
+    found = between_trainings([1.0, 2.0, 3.0])
+    half = 4.302653 / 3**0.5
+    assert found == pytest.approx(
+        {"mean": 2, "low": 2 - half, "high": 2 + half, "p": 0.0741799, "n": 3}
+    )
+    assert between_trainings([0.5, 0.5])["p"] == 0.0
+    assert between_trainings([0.0, 0.0, 0.0])["p"] == 1.0
+    with pytest.raises(EvaluationError, match="one training has no error between trainings"):
+        between_trainings([1.0])
+
+
+@pytest.mark.parametrize("n", [3, 5, 8])
+def test_the_interval_covers_a_mean_of_nothing_19_times_in_20(n):
+    values = np.random.default_rng(n).normal(0, 0.1, size=(4000, n))
+    found = [between_trainings(row) for row in values]
+    covered = np.mean([each["low"] <= 0 <= each["high"] for each in found])
+    assert covered == pytest.approx(0.95, abs=0.012)
+    told = np.mean([each["p"] < 0.05 for each in found])
+    assert covered == pytest.approx(1 - told)
+
+
+@pytest.mark.parametrize(("n", "effect"), [(3, 0.314), (5, 0.166), (8, 0.115)])
+def test_the_planned_effects_are_told_four_times_in_five(n, effect):
+    """LOG.md, 2026-11-24: a spread between trainings of 0.1."""
+    values = np.random.default_rng(n).normal(effect, 0.1, size=(3000, n))
+    assert np.mean([between_trainings(row)["p"] < 0.05 for row in values]) == pytest.approx(
+        0.8, abs=0.05
+    )
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_keeps_the_chance_of_any_false_claim():
+    rng = np.random.default_rng(0)
+    false = [min(holm(list(rng.uniform(size=6)))) < 0.05 for _ in range(4000)]
+    assert np.mean(false) == pytest.approx(0.05, abs=0.012)
+
+
+def test_at_equal_kl_curves_of_one_line_in_the_root_do_not_differ():
+    line = [(kl, 1 + 0.5 * kl**0.5) for kl in (1.0, 4.0, 9.0)]
+    other = [(kl, 1 + 0.5 * kl**0.5) for kl in (0.25, 2.0, 12.0)]
+    assert at_equal_kl(line, other, 1.0) == pytest.approx(0, abs=1e-9)
+    above = [(kl, value + 0.2) for kl, value in line]
+    assert at_equal_kl(above, other, 1.0) == pytest.approx(0.2)
+    assert at_equal_kl(other, above, 1.0) == pytest.approx(-0.2)
+
+
+def test_at_equal_kl_by_hand():
+    # From √KL 1 to 2 both are there: 2 to 4 beside 1 to 2.
+    assert at_equal_kl([(1, 2), (4, 4)], [(1, 1), (9, 3)], 0.0) == pytest.approx(1.5)
+    # A policy is met at its own KL.
+    assert at_equal_kl([(4, 4.0)], [(1, 1), (9, 3)], 0.0) == pytest.approx(2.0)
+    assert at_equal_kl([(1, 1), (9, 3)], [(4, 4.0)], 0.0) == pytest.approx(-2.0)
+    # Below its first point a curve comes from θ_sft.
+    assert at_equal_kl([(16, 4.0)], [(1, 2), (4, 3)], 0.0) == pytest.approx(2 - 3.0)
+    assert at_equal_kl([(0, 1.0)], [(4, 3)], 1.0) is None

@@ -1,5 +1,6 @@
 """Every notebook through papermill at tiny sizes; its numbers are those that the run stored."""
 
+import html
 import shutil
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import nbformat
 import papermill
 import pytest
 
+from reports.text import studies
 from reports.text.experiment import QUANTITIES
 from reports.text.words import estimate_text
 from warp_core.config import WarpConfig
 from warp_core.store.files import read_json, read_jsonl, seal_json
+from warp_core.study import comparisons, load_study
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -115,4 +118,17 @@ def test_overview_and_comparison_show_every_experiment(executed, tmp_path):
         )
         assert "".join(outputs(notebook, "text/html")).count(kl) >= len(names)
     overview = nbformat.read(tmp_path / "overview.ipynb", as_version=4)
-    assert "86,12\u00a0±\u00a00,71" in outputs(overview, "text/markdown")[0]
+    assert any("86,12\u00a0±\u00a00,71" in text for text in outputs(overview, "text/markdown"))
+
+
+def test_study_notebook_shows_the_rows_of_the_repository(tmp_path):
+    notebook = run_notebook("study.ipynb", tmp_path / "out.ipynb", {"study": "merge"})
+    study = load_study(ROOT / "params/study_merge.yaml")
+    rows = read_jsonl(ROOT / study.path)
+    tables = outputs(notebook, "text/html")
+    for name, of_policy in studies.grouped(rows, studies.policy_name).items():
+        text = studies.mean_text([row["reward"]["mean"] for row in of_policy], 2)
+        assert any(name in table and text in table for table in tables), name
+    for comparison in comparisons(study):
+        assert any(html.escape(comparison.claim) in table for table in tables)
+    assert outputs(notebook, "image/png")

@@ -3,14 +3,10 @@
 A study, params/study_*.yaml, says before anything runs which policies it evaluates, what it compares
 and how that is expected to come out. Its rows, reports/studies/NAME.jsonl, are kept in the
 repository: what has a row is not computed again, on any machine.
-
-    python -m warp_core.study params/study_*.yaml [--dry-run]
 """
 
-import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from warp_core.config import ConfigError, WarpConfig, load_params
-from warp_core.engine.tables import Entry, Row, Table, complete, forecast
+from warp_core.engine.tables import Entry, Row, Table, complete
 from warp_core.evaluate import Completions, at_equal_kl
 from warp_core.merge import angles_of, geometry_of_files
-from warp_core.store.errors import MessageOnly
 from warp_core.store.files import sealed_json, write_json
 from warp_core.store.parameters import unknown_parameter
 from warp_core.store.results import Store, Task
@@ -52,7 +47,7 @@ def run_studies(studies: Sequence[Study]) -> list[list[Row]]:
     Raises ConfigError (parameters; rows that are not of these studies; nothing was computed then), and
     what `warp_core.engine.tables.complete` raises.
     """
-    tables = _tables(studies)
+    tables = tables_of(studies)
     complete(tables, Store(STORE), "studies")
     return [table.in_order() for table in tables]
 
@@ -144,7 +139,7 @@ def _fits(row: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:
 # What is computed
 
 
-def _tables(studies: Iterable[Study]) -> list[Table]:
+def tables_of(studies: Iterable[Study]) -> list[Table]:
     """Of all studies; inputs that experiments have in common are loaded once."""
     given: dict[str, StoredInputs] = {}
     tables = []
@@ -184,7 +179,7 @@ def _entry(study: Study, seed: int | None, point: Point, e: Experiment) -> Entry
         row |= {"geometry": sealed_json(store.path(tasks[-1]) / GEOMETRY)} if geometric else {}
         row |= {key: origin[key] for key in ("commit", "code", "device")}
         row |= {"precision": e.config.precision, "reward_model": e.identity["reward_sha256"][:16]}
-        return row | {"seconds": _training_seconds(store, policy)}
+        return row | {"seconds": store.seconds_behind(policy, "run")}
 
     turn = -1 if seed is None else study.seeds.index(seed)
     return Entry(digest, turn, tasks, row, [e.theta_sft, e.given.reward], e.run_bytes)
@@ -226,46 +221,3 @@ def geometry(out: Path, theta_init: Path, thetas: Sequence[Path]) -> None:
     }
     about |= {"gram": np.sum(list(grams.values()), axis=0).tolist()}
     write_json(out / GEOMETRY, about | {"cosine": float((whole / np.outer(norms, norms)).min())})
-
-
-def _training_seconds(store: Store, policy: Task) -> dict[str, float]:
-    """What training a policy took: all runs together, and the longest chain of them."""
-    runs: dict[str, float] = {}
-
-    def chain(task: Task) -> float:
-        behind = max(map(chain, task.reads), default=0.0)
-        if task.kind == "run" and store.has(task):
-            folder = store.path(task)
-            runs[task.name] = sealed_json(folder / "origin.json", folder)["seconds"]
-        return behind + runs.get(task.name, 0.0)
-
-    longest = chain(policy)
-    return {"all": sum(runs.values()), "chain": longest}
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 computed, 1 something failed, 2 refused, 130 stopped."""
-    parser = argparse.ArgumentParser(prog="python -m warp_core.study", description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--dry-run", action="store_true", help="say what would be computed")
-    options = parser.parse_args(argv)
-    try:
-        studies = [load_study(path) for path in options.files]
-        if options.dry_run:
-            print(forecast(_tables(studies), Store(STORE)))
-            return 0
-        for study, rows in zip(studies, run_studies(studies), strict=True):
-            print(f"{study.path}: {len(rows)} rows")
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, Exception) as error:
-        if not isinstance(error, MessageOnly):
-            raise
-        print(error, file=sys.stderr)
-        return 130 if isinstance(error, KeyboardInterrupt) else 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

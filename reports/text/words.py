@@ -55,4 +55,5 @@ def eta_text(eta: float) -> str:
 
 def table_html(table: pd.DataFrame) -> str:
     """The table as HTML; what its cells hold is shown as text."""
-    return table.to_html(index=False, border=0, escape=True)
+    with pd.option_context("display.max_colwidth", None):  # else what is longer than 50 is cut
+        return table.to_html(index=False, border=0, escape=True)

@@ -144,6 +144,20 @@ class Store:
                 found[task.name] = {key: origin[key] for key in origin.keys() - {"decides"}}
         return dict(sorted(found.items()))
 
+    def seconds_behind(self, task: Task, kind: str) -> dict[str, float]:
+        """What the tasks of a kind took that a result was made by: `all` of them, the longest `chain`."""
+        took: dict[str, float] = {}
+
+        def chain(task: Task) -> float:
+            behind = max(map(chain, task.reads), default=0.0)
+            if task.kind == kind and self.has(task):
+                folder = self.path(task)
+                took[task.name] = sealed_json(folder / "origin.json", folder)["seconds"]
+            return behind + took.get(task.name, 0.0)
+
+        longest = chain(task)
+        return {"all": sum(took.values()), "chain": longest}
+
     def log(self, task: Task) -> Path:
         """What a task logs while it is being computed."""
         return self._work(task) / STEPS

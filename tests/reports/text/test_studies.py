@@ -1,0 +1,172 @@
+"""Verdicts, tables, figures and first sentences of studies, from rows that nobody measured."""
+
+import shutil
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from invented import summary
+
+from reports.text import claims, comparison, figures, studies, study_figures
+from warp_core.store.files import write_jsonl
+from warp_core.study import comparisons, wanted
+
+ROOT = Path(__file__).resolve().parents[3]
+GEOMETRY = {
+    "angle": [80.0, 89.0, 91.0],
+    "gram": [[4, 0, 2], [0, 4, 2], [2, 2, 2]],
+    "cosine": 0.9999,
+}
+
+
+def rows_of(study, above):
+    """On one line in √KL, but for the merged policies, which lie above it."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for k, (seed, point) in enumerate(wanted(study)):
+        size = (point.t if isinstance(point.t, int) else 60) * (point.eta or 1.0)
+        kl = 0.0 if seed is None else (size / 30) ** 2 + 0.01 * k
+        reward = 0.3 + 0.2 * kl**0.5 + (above if point.arm == "merged" else 0.0)
+        reward += 0.0 if seed is None else float(rng.normal(0, 0.02))
+        row = {"version": 1, "study": study.name, "seed": seed, **point.model_dump()}
+        row |= {
+            key: {"mean": mean, "stderr": 0.1, "n": 256}
+            for key, mean in (("reward", reward), ("kl", kl))
+        }
+        row |= {"judge": {"mean": reward / 4, "stderr": 0.01, "n": 256}, "length": 15.0}
+        row |= {"repetition": 0.05, "distinct_pairs": 0.9, "seconds": {"all": 120.0, "chain": 60.0}}
+        row |= {
+            "digest": str(k),
+            "device": "a processor",
+            "reward_model": "one",
+            "precision": "fp32",
+        }
+        if point.what in ("slerp", "lerp") and point.m == 2 and point.eta == 1:
+            row["geometry"] = GEOMETRY
+        rows.append(row)
+    return rows
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """All studies of the project, with rows: of all, or of those that are named."""
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    monkeypatch.chdir(tmp_path)
+
+    def filled(above=0.0, names=None):
+        every = studies.load_studies()
+        for study in every:
+            if names is None or study.name in names:
+                write_jsonl(study.path, rows_of(study, above))
+        return every
+
+    yield filled
+    plt.close("all")
+
+
+def named(found):
+    return {verdict.comparison.name: verdict for verdict in found}
+
+
+@pytest.mark.parametrize(
+    ("above", "word", "told"),
+    [
+        (0.3, studies.HOLDS, "Слияние окупается"),
+        (-0.3, studies.REFUTED, "Слияние проигрывает"),
+        (0.0, studies.UNKNOWN, "Слияние — способ обучать параллельно"),
+    ],
+)
+def test_a_verdict_follows_from_the_interval_and_the_first_sentence_from_it(
+    above, word, told, project
+):
+    found = studies.verdicts(project(above))
+    four = named(found)["four_against_one"]
+    assert four.word == word
+    assert four.between["mean"] == pytest.approx(above, abs=0.03)
+    assert len(four.by_seed) == four.between["n"] == 8
+    first, second, third = claims.headline(found)
+    assert first.startswith(told)
+    assert "обучений: 8" in first
+    assert second.endswith(".")
+    assert "T = 30 против T = 10" in third
+
+
+def test_primary_comparisons_are_corrected_together_and_others_are_not(project):
+    found = studies.verdicts(project(0.01))
+    primary = [v for v in found if v.comparison.primary]
+    assert len(primary) == 6
+    for verdict in found:
+        assert (verdict.p >= verdict.between["p"]) if verdict.comparison.primary else (
+            verdict.p == verdict.between["p"]
+        )  # fmt: skip
+    assert max(v.p / v.between["p"] for v in primary) == pytest.approx(6)
+    alone = studies.verdicts(project(0.01, names=[]))
+    assert [v.p for v in alone] == [v.p for v in found]
+
+
+def test_what_has_not_been_computed_is_said_and_counts_among_the_primary(project):
+    every = project(0.3, names=["iterations"])
+    found = studies.verdicts(every)
+    words = {v.study.name: v.word for v in found}
+    assert words["liti"] == studies.NONE
+    four = named(found)["four_against_one"]
+    assert (
+        four.p == pytest.approx(min(1, 6 * four.between["p"]), rel=1e-6)
+        or four.p >= four.between["p"]
+    )
+    assert "не вычислено" in claims.headline(found)[1]
+    study = next(study for study in every if study.name == "liti")
+    assert studies.load_rows(study) == []
+    assert "make study NAME=liti" in studies.question(study, [])
+    assert len(studies.policies_table([])) == 0
+    assert all(
+        "ещё не вычислено" in line
+        for line in studies.conclusion([v for v in found if v.study == study])
+    )
+    assert study_figures.forest([v for v in found if v.study == study]) is None
+
+
+def test_tables_are_the_rows(project):
+    every = project()
+    found = studies.verdicts(every)
+    assert len(studies.claims_table(found)) == sum(len(comparisons(study)) for study in every)
+    for study in every:
+        rows = studies.load_rows(study)
+        table = studies.policies_table(rows).set_index("Политика")
+        assert table["Обучений"].sum() == len(rows)
+        for name, of_policy in studies.grouped(rows, studies.policy_name).items():
+            rewards = [row["reward"]["mean"] for row in of_policy]
+            assert table.loc[name, "Награда"] == studies.mean_text(rewards, 2)
+        assert "обучений" in studies.question(study, rows).lower()
+    assert studies.mean_text([1.0, 2.0, 3.0], 2) == "2,00\u00a0±\u00a00,58"
+    assert studies.mean_text([1.234], 2) == "1,23"
+
+
+def test_the_lemmas_are_checked_on_the_weights_that_were_measured(project):
+    """Two runs of norm 2 at a right angle, and a merge of norm √2: LERP's, not SLERP's."""
+    merge = next(study for study in project() if study.name == "merge")
+    table = studies.lemmas_table(studies.load_rows(merge)).set_index("Величина")
+    assert table.loc["Угол между векторами задач, °", "Измерено"] == "89,0000–89,0000"
+    assert table.loc["Норма LERP к формуле леммы", "Измерено"].endswith("–1,0000")  # at λ = 0,5
+    assert table.loc["Норма SLERP к средней норме запусков", "Верно"].startswith("0 из")
+
+
+def test_a_training_of_the_report_is_placed_among_those_of_the_study(project):
+    study = next(study for study in project() if study.name == "seed_report")
+    rows = studies.load_rows(study)
+    here = {"experiment_4": summary(difference=100.0), "experiment_1": summary(difference=-100.0)}
+    table = claims.experiments_table(rows, here, comparison.label).set_index("Эксперимент")
+    assert table.loc["4", "Его место"] == "выше 5 из 5"
+    assert table.loc["1", "Его место"] == "выше 0 из 5"
+    assert table.loc["2", "Его место"] == "—"
+
+
+def test_figures_show_each_curve_with_its_trainings(project):
+    every = project()
+    for study in every:
+        ax = study_figures.plane(study, studies.load_rows(study), figures.new_axes(9, 5))
+        labels = ax.get_legend_handles_labels()[1]
+        assert len(labels) == len(study.curves) + 1, study.name
+        assert all("обучений: " in label for label in labels[:-1])
+    assert study_figures.forest(studies.verdicts(every)) is not None
