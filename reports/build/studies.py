@@ -17,9 +17,8 @@ from warp_core.study import STORE, load_study, run_studies, tables_of
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 computed, 1 something failed, 2 refused, 130 stopped."""
-    parser = argparse.ArgumentParser(
-        prog="python -m reports.build.studies", description=(__doc__ or "").splitlines()[0]
-    )
+    about = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m reports.build.studies", description=about)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--dry-run", action="store_true", help="say what would be computed")
     options = parser.parse_args(argv)
