@@ -21,7 +21,7 @@ from warp_core.config import WarpConfig
 from warp_core.engine import memory
 from warp_core.engine.tape import taped
 from warp_core.evaluate import Completions, complete, estimate, policy_kl
-from warp_core.merge import liti, slerp
+from warp_core.merge import lerp, liti, slerp
 from warp_core.store.errors import ConfigError, DiedError, StorageError, TrainingError
 from warp_core.store.files import append_jsonl, read_json, read_jsonl
 from warp_core.store.results import Store
@@ -654,3 +654,66 @@ def test_a_reward_that_is_not_finite_names_iteration_run_and_step(tiny_params, t
     ]
     assert not (config.folder / "summary.json").exists()
     assert not list((config.folder).rglob("run_1"))
+
+
+# Evaluation along the way, another merge, a judge
+
+
+def test_evaluation_along_the_way_changes_no_bit_of_the_runs(finished, tmp_path):
+    config, summary = finished("gpt2")
+    changes = {"eval_every": 1, "run_dir": str(tmp_path / "runs" / "run")}
+    along = config.model_copy(update=changes)
+    found = run_warp(along)
+    assert rows_of(along) == rows_of(config)
+    assert weights_below(along.folder) == weights_below(config.folder)
+    assert {k: v for k, v in found.items() if k != "trajectory"} == summary
+    points = [(row["iteration"], row["run"], row["step"]) for row in found["trajectory"]]
+    steps = range(1, config.steps + 1)
+    assert points == [(i, m, t) for i in (1, 2) for m in (1, 2) for t in steps]
+    e = Experiment(along)
+    last = e.measured(store_of(along), e.evaluation(e.iterations[0][0][0]))
+    assert last.items() <= found["trajectory"][config.steps - 1].items()
+    first = found["trajectory"][0]
+    assert 0 < first["kl"]["mean"] < last["kl"]["mean"]
+    # Runs of fewer steps were passed, not computed by themselves.
+    assert not list(store_of(along).folder.glob("run-*/weights")) or config.keep_weights == "all"
+
+
+def test_an_experiment_that_merges_by_lerp(finished, tmp_path):
+    config, _ = finished("gpt2")
+    lerped = config.model_copy(update={"merge": "lerp", "run_dir": str(tmp_path / "runs" / "run")})
+    run_warp(lerped)
+    weights = lerped.folder / "weights"
+    init = load_weights(store_of(lerped).weights(Experiment(lerped).theta_sft))
+    runs = [load_weights(weights / f"iteration_1/run_{m}") for m in (1, 2)]
+    merged = load_weights(weights / "iteration_1/slerp")
+    torch.testing.assert_close(merged, lerp(init, runs), rtol=0, atol=1e-6)
+    assert weights_below(lerped.folder) != weights_below(config.folder)
+
+
+def test_a_judge_is_evaluated_beside_the_reward_and_changes_nothing_else(
+    finished, tmp_path, monkeypatch
+):
+    config, summary = finished("gpt2")
+    monkeypatch.setattr(warp, "load_judge", lambda name: lambda texts: [len(t) for t in texts])
+    judged = config.model_copy(
+        update={"judge": "vader", "run_dir": str(tmp_path / "runs" / "run"), "workers": 1}
+    )
+    found = run_warp(judged)
+    assert {k: v for k, v in found.items() if not k.endswith("_judge")} == summary
+    samples = read_jsonl(judged.folder / "samples.jsonl")
+    for whose in ("sft", "warp"):
+        lengths = [len(row["prompt"] + row[whose]) for row in samples]
+        assert found[f"{whose}_judge"] == estimate(lengths)
+
+
+def test_the_evaluations_seed_is_not_the_trainings(finished, tmp_path):
+    config, summary = finished("gpt2")
+    other = config.model_copy(update={"eval_seed": 7, "run_dir": str(tmp_path / "runs" / "run")})
+    found = run_warp(other)
+    assert weights_below(other.folder) == weights_below(config.folder)
+    assert found["sft_reward"] != summary["sft_reward"]
+    trained = config.model_copy(update={"seed": 7, "run_dir": str(tmp_path / "runs" / "seed")})
+    found = run_warp(trained)
+    assert weights_below(trained.folder) != weights_below(config.folder)
+    assert found["sft_reward"] == summary["sft_reward"]  # θ_sft is evaluated once for all trainings
