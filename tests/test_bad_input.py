@@ -15,7 +15,7 @@ from warp_core.store.errors import ConfigError
 from warp_core.world.reward_training import RewardConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-NUMBERS = {"beta", "mu", "eta", "lr", "temperature", "max_kl"}
+NUMBERS = {"missing_eos_penalty", "beta", "mu", "eta", "lr", "temperature", "max_kl"}
 INTEGERS = {
     "iterations",
     "runs",

@@ -10,10 +10,10 @@ import pytest
 
 from reports.text import studies
 from reports.text.experiment import QUANTITIES
+from reports.text.statistics import comparisons, load_study
 from reports.text.words import estimate_text
 from warp_core.config import WarpConfig
 from warp_core.store.files import read_json, read_jsonl, seal_json
-from warp_core.study import comparisons, load_study
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,5 +1,6 @@
 """Sampling and log-probabilities: cache, padding, masks, distribution."""
 
+import copy
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from warp_core import rollout
 from warp_core.evaluate import sequence_kl
 from warp_core.rollout import Rollout, completion_logits, sample, token_logprobs
-from warp_core.world.models import encode_prompts, forward_logits, load_policy
+from warp_core.world.models import encode_prompts, forward_logits, load_policy, stop_tokens
 
 CPU = torch.device("cpu")
 PROMPTS = ["good", "the film is not bad", "poor plot", "so very nice and fun this story was"]
@@ -35,7 +36,7 @@ def draw(model, tokenizer, prompts=PROMPTS, n=N, seed=0, temperature=1.0) -> Rol
         model,
         *encode_prompts(tokenizer, prompts, CPU),
         n,
-        tokenizer.eos_token_id,
+        stop_tokens(model, tokenizer),
         seeded(seed),
         temperature,
     )
@@ -192,12 +193,40 @@ def test_sampling_stops_when_all_completions_have_ended(gpt2):
     model, tokenizer = gpt2
     prompt = encode_prompts(tokenizer, ["good film"], CPU)
     never = len(tokenizer)
-    long = sample(model, *prompt, N, never, seeded())
+    long = sample(model, *prompt, N, [never], seeded())
     assert long.completion_mask.shape == (1, N)
     third = int(long.completions[0, 2])
     assert third not in long.completions[0, :2]
-    y = sample(model, *prompt, N, third, seeded())
+    y = sample(model, *prompt, N, [third], seeded())
     assert torch.equal(y.completions, long.completions[:, :3])
+
+
+def test_a_completion_ends_with_the_first_of_several_stop_tokens(gpt2):
+    model, tokenizer = gpt2
+    turn, end = tokenizer.convert_tokens_to_ids("Ġfilm"), tokenizer.eos_token_id
+    model = copy.deepcopy(model)
+    model.generation_config.eos_token_id = [end, turn]
+    assert stop_tokens(model, tokenizer) == [end, turn]
+    free, y = draw(gpt2[0], tokenizer, PROMPTS * 5), draw(model, tokenizer, PROMPTS * 5)
+    rows = zip(free.completions.tolist(), y.completions.tolist(), y.completion_mask, strict=True)
+    lengths = []
+    for unstopped, tokens, mask in rows:
+        at = [n for n, token in enumerate(unstopped) if token in (end, turn)]
+        lengths.append(at[0] + 1 if at else len(unstopped))
+        # Until the first row of the batch ends, both draw from the same numbers.
+        assert int(mask.sum()) >= 1
+        stopped = [n for n, token in enumerate(tokens) if token in (end, turn)]
+        assert int(mask.sum()) == (stopped[0] + 1 if stopped else len(tokens))
+    assert min(lengths) == int(y.completion_mask.sum(dim=1).min())
+
+
+def test_a_completion_that_was_cut_has_not_ended(gpt2):
+    tokenizer = gpt2[1]
+    good, film, bad = tokenizer("good film bad")["input_ids"]
+    end = tokenizer.eos_token_id
+    y = tiny.rollout_of([bad], [[good, film, end], [end], [good, good, film, bad], [film]], end)
+    assert y.ended([end]).tolist() == [True, True, False, False]
+    assert y.ended([end, bad]).tolist() == [True, True, True, False]
 
 
 def test_what_stands_behind_the_end_changes_nothing(ended, gpt2, policy_folders):

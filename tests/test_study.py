@@ -12,21 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from reports.text.statistics import comparisons, differences
 from warp_core import study as study_module
 from warp_core.config import load_params
 from warp_core.merge import lerp
 from warp_core.store.errors import ConfigError
 from warp_core.store.files import read_jsonl
 from warp_core.store.results import Store
-from warp_core.study import (
-    comparisons,
-    config_of,
-    differences,
-    policy_of,
-    run_studies,
-    run_study,
-    wanted,
-)
+from warp_core.study import config_of, policy_of, run_studies, run_study, wanted
 from warp_core.warp import Experiment
 from warp_core.world.studies import Point, Study
 

@@ -326,7 +326,16 @@ def test_metrics_have_their_keys_types_and_relations(gpt2):
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     for row, (_, _, gradient) in zip(rows, history, strict=True):
         whole = dict.fromkeys(("step", "tokens"), int)
-        real = ("objective", "reward", "kl_anchor", "lr", "grad_norm", "same", "empty")
+        real = (
+            "objective",
+            "reward",
+            "kl_anchor",
+            "lr",
+            "grad_norm",
+            "same",
+            "empty",
+            "unfinished",
+        )
         assert {key: type(value) for key, value in row.items()} == whole | dict.fromkeys(
             real, float
         )
@@ -334,6 +343,17 @@ def test_metrics_have_their_keys_types_and_relations(gpt2):
         assert row["grad_norm"] == pytest.approx(flat(gradient).norm().item(), rel=1e-5)
         assert 4 <= row["tokens"] <= 4 * 5
     assert abs(rows[0]["kl_anchor"]) < 1e-5 < abs(rows[-1]["kl_anchor"])  # both start at θ_init
+
+
+def test_a_completion_without_a_stop_token_loses_points_in_training(gpt2):
+    plain, _ = trained(*gpt2)
+    rows, _ = trained(*gpt2, missing_eos_penalty=0.5)
+    assert rows[0]["reward"] == plain[0]["reward"]
+    assert any(row["unfinished"] > 0 for row in rows)
+    for row in rows:
+        assert 4 * row["unfinished"] == int(4 * row["unfinished"])
+        r_beta = row["reward"] - 0.1 * row["kl_anchor"] - 0.5 * row["unfinished"]
+        assert row["objective"] == pytest.approx(r_beta, abs=1e-5)
 
 
 def test_kl_to_the_anchor_is_the_sampled_log_ratio(letters):
@@ -545,7 +565,7 @@ def test_the_gradient_changes_nothing_that_a_checkpoint_holds(gpt2, training, tm
     assert (run.t, int(run.state()["t"])) == (2, 2)
     after = flat_state(run.state())
     changed = {n.partition(".")[0] for n, w in flat_state(before).items() if not w.equal(after[n])}
-    ema = {"anchor"} if run.training.anchor == "ema" else set()
+    ema = {"ema"} if run.training.anchor == "ema" else set()
     assert changed >= {"policy", "adam", "random", "t"} | ema
 
 

@@ -42,6 +42,8 @@ class Training(Parameters):
     """π is softmax(logits / temperature), in sampling, log-probabilities and KL alike."""
     baseline: Literal["none", "loo"] = "none"
     """b of the policy gradient: none (the algorithm as printed) or leave-one-out."""
+    missing_eos_penalty: Annotated[Number, Field(ge=0)] = 0.0
+    """Points that a completion without a stop token loses in training."""
     anchor: Literal["ema", "sft"] = "ema"
     """What the KL of r_β is measured to: θ_ema, or θ_sft throughout."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -24,7 +24,7 @@ from warp_core.rollout import Rollout, completion_logits, sample
 from warp_core.store.errors import EvaluationError
 from warp_core.store.files import sealed_jsonl, verify, write_jsonl
 from warp_core.train import Reward
-from warp_core.world.models import encode_prompts, end_token
+from warp_core.world.models import encode_prompts, stop_tokens
 
 BATCH = 64
 ROLLOUTS = "rollouts.safetensors"
@@ -82,8 +82,8 @@ def complete(
         batch = encode_prompts(tokenizer, prompts[start : start + BATCH], policy.device)
         logits: list[Tensor] = []
         drawn_from = None if reference is None else logits
-        end = end_token(tokenizer)
-        y = sample(policy, *batch, max_new_tokens, end, generator, temperature, drawn_from)
+        stops = stop_tokens(policy, tokenizer)
+        y = sample(policy, *batch, max_new_tokens, stops, generator, temperature, drawn_from)
         rollouts.append(y)
         kl = torch.zeros(len(y.tokens))  # (B,)
         if reference is not None:
@@ -190,32 +190,3 @@ def between_trainings(values: Sequence[float]) -> dict[str, float]:
     t = mean / stderr if stderr else math.copysign(math.inf, mean) if mean else 0.0
     p = float(2 * stats.t.sf(abs(t), n - 1))
     return {"mean": mean, "low": mean - half, "high": mean + half, "p": p, "n": n}
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """p values corrected for how many they are (Holm 1979), in their order."""
-    corrected, largest = [0.0] * len(ps), 0.0
-    for rank, k in enumerate(sorted(range(len(ps)), key=lambda k: ps[k])):
-        largest = max(largest, min(1.0, (len(ps) - rank) * ps[k]))
-        corrected[k] = largest
-    return corrected
-
-
-Curve = Sequence[tuple[float, float]]  # (KL to θ_sft, value) of policies
-
-
-def at_equal_kl(ours: Curve, theirs: Curve, of_sft: float) -> float | None:
-    """Mean difference of two curves over the KLs that both have; None where one has no KL above 0.
-
-    A KL grows as the square of how far weights are moved, so curves are straight between their points,
-    and averaged, in √KL. Both begin at θ_sft, (0, `of_sft`). A side of one policy is met at its KL.
-    """
-    points = [sorted((math.sqrt(max(kl, 0.0)), value) for kl, value in c) for c in (ours, theirs)]
-    high = min(curve[-1][0] for curve in points)
-    low = min(max(curve[0][0] for curve in points), high)
-    if high <= 0:
-        return None
-    at = np.linspace(low, high, 101)
-    lines = [np.array([(0.0, of_sft), *curve]).T for curve in points]
-    a, b = (np.interp(at, distance, value) for distance, value in lines)
-    return float(np.mean(a - b))

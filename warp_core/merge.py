@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from warp_core.engine.pieces import checked_gram, combine_piece, gram_of_piece
 from warp_core.store import tensors
 from warp_core.store.errors import DamagedError, MergeError
 from warp_core.store.files import appearing
@@ -142,7 +143,7 @@ def geometry_of_files(theta_init: Path, thetas: Sequence[Path]) -> tuple[dict[st
     for name in readers.names:
         gram = grams.setdefault(group_of(name, "layer"), np.zeros((m, m)))
         for first, *others in readers.pieces(name):
-            gram += _checked_gram(name, first, others)
+            gram += checked_gram(name, first, others)
             if is_float(first.dtype):
                 whole += gram_of_piece(np.zeros_like(first), [first, *others])
     return grams, whole
@@ -190,7 +191,7 @@ def _two_passes(
     def merge_group(group: str) -> Array:
         gram = np.zeros((m, m))  # which is that of empty tensors
         for name, _, first, others in pieces(group):
-            gram += _checked_gram(name, first, others)
+            gram += checked_gram(name, first, others)
         if coefficients:
             c, alone = coefficients(gram, group), readers.m == 1  # then SLERP is that θ
             c = [eta] if alone and eta != 1 else c
@@ -208,48 +209,9 @@ def _two_passes(
     return {group: grams[group] for group in sorted(grams, key=tensors.in_order)}
 
 
-def _checked_gram(name: str, first: Array, others: Sequence[Array]) -> Array:
-    """`gram_of_piece`; raises MergeError where weights are not finite, or integers differ."""
-    if not is_float(first.dtype):
-        if any((first != other).any() for other in others):
-            raise MergeError(f"the integers of {name} differ between the weights")
-        return np.zeros((len(others), len(others)))
-    gram = gram_of_piece(first, others)
-    if not np.isfinite(gram).all():  # no weight is NaN or infinite without it
-        for m, piece in enumerate((first, *others)):
-            if not np.isfinite(piece).all():
-                label = f"θ^{m}" if m else "θ_init"
-                raise MergeError(f"{label} has NaN or infinite weights in: {name}")
-        raise MergeError(f"the task vectors of {name} are too long for a norm in float64")
-    return gram
-
-
 def group_of(name: str, granularity: Granularity) -> str:
     """Group whose angle a tensor shares: its transformer block, or itself, or the whole model."""
     return {"layer": tensors.block_of(name), "tensor": name, "model": "model"}[granularity]
-
-
-@np.errstate(invalid="ignore")  # NaN and infinity are for the caller to see
-def gram_of_piece(start: Array, ends: Sequence[Array]) -> Array:
-    """δ_i·δ_j over a piece of θ_init and of each θ^m: (M, M) float64, for δ's of a small lr."""
-    deltas = np.empty((len(ends), len(start)))
-    for delta, end in zip(deltas, ends, strict=True):
-        np.subtract(end, start, out=delta, dtype=np.float64)
-    gram = np.empty((len(ends), len(ends)))
-    for i, delta in enumerate(deltas):
-        gram[i, : i + 1] = gram[: i + 1, i] = np.vecdot(deltas[: i + 1], delta)
-    return gram
-
-
-def combine_piece(start: Array, ends: Sequence[Array], coefficients: Sequence[float]) -> Array:
-    """θ_init + Σ_m c_m·(θ^m − θ_init) as a new array, in float32 at least."""
-    total = start.astype(np.promote_types(start.dtype, np.float32))
-    first = total.copy()
-    for c, end in zip(coefficients, ends, strict=True):
-        delta = np.subtract(end, first, dtype=total.dtype)
-        delta *= c
-        total += delta
-    return total
 
 
 def angles_of(gram: Array) -> Array:

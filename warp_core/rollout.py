@@ -2,10 +2,11 @@
 
 Prompts are padded on the left, completions on the right. Which tokens count is known by position,
 never by id: the end-of-text token and the pad token may share one. A completion ends with its first
-end-of-text token, which counts. Logits are divided by the temperature wherever they are used: the
+stop token, which counts. Logits are divided by the temperature wherever they are used: the
 policy that is sampled is the one whose gradient is taken and whose KL is measured.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,12 +29,19 @@ class Rollout:
     attention_mask: Tensor
     """(B, P + N) int64: 0 at the prompt's padding and behind the completion's end."""
     completion_mask: Tensor
-    """(B, N) bool: True up to and with the first end-of-text token."""
+    """(B, N) bool: True up to and with the first stop token."""
 
     @property
     def completions(self) -> Tensor:
         """(B, N) int64."""
         return self.tokens[:, -self.completion_mask.shape[1] :]
+
+    def ended(self, stops: Sequence[int]) -> Tensor:
+        """(B,) bool: whether a completion has come to its stop token."""
+        last = self.completion_mask.sum(dim=1, keepdim=True) - 1  # (B, 1)
+        return torch.isin(
+            self.completions.gather(1, last)[:, 0], torch.tensor(stops, device=last.device)
+        )
 
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """The completions as texts, without special tokens: what stands behind the prompt's text.
@@ -55,7 +63,7 @@ def sample(
     prompt_tokens: Tensor,
     prompt_mask: Tensor,
     max_new_tokens: int,
-    end: int,
+    stops: Sequence[int],
     generator: torch.Generator,
     temperature: float = 1.0,
     logits_drawn_from: list[Tensor] | None = None,
@@ -64,7 +72,7 @@ def sample(
 
     Args:
         prompt_tokens, prompt_mask: (B, P), padded on the left.
-        end: id that ends a completion, and stands behind the end too.
+        stops: ids that end a completion; the first one stands behind the end too.
         generator: its state alone decides what is drawn.
         logits_drawn_from: gets the logits of each completion token: (B, V) float32, / temperature.
 
@@ -73,6 +81,7 @@ def sample(
     tokens, mask = prompt_tokens, prompt_mask
     done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)  # (B,)
     completion_mask = []
+    ends = torch.tensor(stops, device=tokens.device)
     cache = DynamicCache(config=model.config)
     step_tokens = tokens
     for _ in range(max_new_tokens):
@@ -81,11 +90,11 @@ def sample(
         if logits_drawn_from is not None:
             logits_drawn_from.append(logits)
         drawn = draw(logits, generator)  # (B, 1)
-        step_tokens = drawn.masked_fill(done[:, None], end)
+        step_tokens = drawn.masked_fill(done[:, None], stops[0])
         completion_mask.append(~done)
         tokens = torch.cat([tokens, step_tokens], dim=1)
         mask = torch.cat([mask, (~done[:, None]).to(mask.dtype)], dim=1)
-        done = done | (step_tokens[:, 0] == end)
+        done = done | torch.isin(step_tokens[:, 0], ends)
         if done.all():
             break
     return Rollout(tokens, mask, torch.stack(completion_mask, dim=1))

@@ -7,28 +7,25 @@ repository: what has a row is not computed again, on any machine.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from warp_core.config import ConfigError, WarpConfig, load_params
+from warp_core.config import WarpConfig, load_params
 from warp_core.engine.tables import Entry, Row, Table, complete
-from warp_core.evaluate import Completions, at_equal_kl
+from warp_core.evaluate import Completions
 from warp_core.merge import angles_of, geometry_of_files
 from warp_core.store.files import sealed_json, write_json
-from warp_core.store.parameters import unknown_parameter
 from warp_core.store.results import Store, Task
 from warp_core.store.run_folder import NOT_COMPARED
 from warp_core.warp import Experiment, stored_inputs
 from warp_core.world.inputs import StoredInputs
-from warp_core.world.studies import Comparison, Point, Points, Study
+from warp_core.world.studies import Point, Points, Study
 from warp_core.world.texts import text_statistics
 
 STORE = Path("runs/store")
 GEOMETRY = "geometry.json"
-KEYS = list(Point.model_fields)
 NAMES = {*NOT_COMPARED, "name", "eval_every"}  # keys that decide nothing
 # What `stored_inputs` reads.
 INPUTS = ("policy", "reward_model", "positive_label", "prompts", "prompt_words", "eval_prompts")
@@ -52,16 +49,6 @@ def run_studies(studies: Sequence[Study]) -> list[list[Row]]:
     return [table.in_order() for table in tables]
 
 
-def load_study(path: Path | str) -> Study:
-    """A study of a file, checked; raises ConfigError with what cannot be computed or compared."""
-    try:
-        study = Study(**load_params(path))
-        comparisons(study)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return study
-
-
 def config_of(study: Study, arm: str, seed: int) -> WarpConfig:
     """Parameters of an arm's training."""
     params = load_params(*study.base) if study.base else {}
@@ -77,66 +64,6 @@ def wanted(study: Study) -> list[tuple[int | None, Point]]:
         for point in each.points(c.iterations, c.runs, c.steps):
             rows |= {f"{seed} {point.model_dump_json()}": (seed, point) for seed in seeds}
     return list(rows.values())
-
-
-def comparisons(study: Study) -> list[Comparison]:
-    """Raises ConfigError where one compares what is not evaluated, or a thing with itself."""
-    points = {point.model_dump_json(): point for _, point in wanted(study)}.values()
-    compared = [Comparison(**each) for each in study.comparisons]
-    mistakes = []
-    for each in compared:
-        where = f"comparison {each.name!r}"
-        if each.ours == each.theirs and each.share == 1:
-            mistakes.append(f"{where}: compares a thing with itself: {each.ours}")
-        if each.measure == "judge" and not config_of(study, next(iter(study.arms)), 0).judge:
-            mistakes.append(f"{where}: measures what a judge says, and no `judge` is set")
-        for side in (each.ours, each.theirs):
-            unknown = side.keys() - Point.model_fields.keys()
-            mistakes += [
-                f"{where}: {key}: {unknown_parameter(key, KEYS)}" for key in sorted(unknown)
-            ]
-            if unknown:
-                continue
-            found = [point for point in points if _fits(point.model_dump(), side)]
-            if not found or (each.at == "policy" and len(found) > 1):
-                mistakes.append(f"{where}: {side} fits {len(found)} of the evaluated policies")
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
-    return compared
-
-
-def differences(rows: Sequence[Row], comparison: Comparison) -> dict[int, float]:
-    """ours − share · theirs by training seed, for the seeds that have both.
-
-    At equal KL it is `at_equal_kl` of the curves through the rows of each side and θ_sft.
-    """
-
-    def value(row: Mapping[str, Any], measure: str = comparison.measure) -> float:
-        return row[measure]["mean"] if isinstance(row[measure], Mapping) else row[measure]
-
-    def side(keys: Mapping[str, Any], seed: int) -> list[Row]:
-        return [row for row in rows if row["seed"] in (seed, None) and _fits(row, keys)]
-
-    sft = [row for row in rows if row["what"] == "sft"]
-    found: dict[int, float] = {}
-    for seed in dict.fromkeys(row["seed"] for row in rows if row["seed"] is not None):
-        ours, theirs = side(comparison.ours, seed), side(comparison.theirs, seed)
-        if not (ours and theirs and sft):
-            continue
-        if comparison.at == "policy":
-            found[seed] = value(ours[0]) - comparison.share * value(theirs[0])
-        else:
-            a, b = ([(value(r, "kl"), value(r)) for r in each] for each in (ours, theirs))
-            difference = at_equal_kl(a, b, value(sft[0]))
-            found |= {} if difference is None else {seed: difference}
-    return found
-
-
-def _fits(row: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:
-    return all(row[key] == value for key, value in keys.items())
-
-
-# What is computed
 
 
 def tables_of(studies: Iterable[Study]) -> list[Table]:

@@ -20,7 +20,7 @@ from warp_core.config import Training
 from warp_core.merge import ema_update_
 from warp_core.rollout import logprob, sample
 from warp_core.store.errors import TrainingError
-from warp_core.world.models import encode_prompts, end_token, set_weights, weights_of
+from warp_core.world.models import encode_prompts, set_weights, stop_tokens, weights_of
 from warp_core.world.prompts import prompt_batches
 
 Reward = Callable[[Sequence[str]], Tensor]  # texts -> (B,) float32
@@ -71,8 +71,8 @@ class Run:
         """Lines 6 to 8 up to the gradient; no weight is changed.
 
         Returns the step's metrics: step, objective (mean r_β), reward, kl_anchor (nats per completion,
-        sampled), lr, grad_norm, tokens, and the shares of completions that are the most frequent one
-        (same: 1/B where all differ) and that have no word (empty).
+        sampled), lr, grad_norm, tokens, and the shares of completions without a stop token (unfinished),
+        that are the most frequent one (same: 1/B where all differ), and without a word (empty).
 
         Raises TrainingError where a logit, a reward, the loss or the gradient is not finite.
         """
@@ -82,7 +82,7 @@ class Run:
         # line 6: y ~ π_θm(·|x)
         x = next(self._batches)
         batch = encode_prompts(self.tokenizer, x, self.policy.device)  # (B, P), (B, P)
-        until = c.max_new_tokens, end_token(self.tokenizer)
+        until = c.max_new_tokens, stop_tokens(self.policy, self.tokenizer)
         try:
             with self._autocast:
                 y = sample(self.policy, *batch, *until, self._generator, c.temperature)
@@ -98,7 +98,8 @@ class Run:
         completions = y.texts(self.tokenizer)
         texts = [a + b for a, b in zip(x, completions, strict=True)]
         r = _finite("reward", self.reward(texts).to(kl.device), t)
-        r_beta = r - c.beta * kl  # (B,)
+        unfinished = ~y.ended(until[1])  # (B,)
+        r_beta = r - c.missing_eos_penalty * unfinished - c.beta * kl  # (B,)
 
         # line 8: r_β·∇ log π_θm(y|x), with r_β less its baseline if there is one
         advantages = r_beta - loo_baseline(r_beta) if c.baseline == "loo" else r_beta
@@ -114,6 +115,7 @@ class Run:
             "lr": warmed_up(c.lr, t, c.warmup_steps),
             "grad_norm": grad_norm.item(),
             "tokens": int(y.completion_mask.sum()),
+            "unfinished": unfinished.float().mean().item(),
             "same": max(Counter(completions).values()) / len(completions),
             "empty": sum(not text.strip() for text in completions) / len(completions),
         }

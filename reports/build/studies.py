@@ -8,11 +8,12 @@ import signal
 import sys
 from pathlib import Path
 
+from reports.text.statistics import load_study
 from warp_core.config import ConfigError
 from warp_core.engine.tables import forecast
 from warp_core.store.errors import MessageOnly
 from warp_core.store.results import Store
-from warp_core.study import STORE, load_study, run_studies, tables_of
+from warp_core.study import STORE, run_studies, tables_of
 
 
 def main(argv: list[str] | None = None) -> int:

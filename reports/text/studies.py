@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reports.text.statistics import comparisons, differences, holm, load_study
 from reports.text.words import number
-from warp_core.evaluate import between_trainings, holm
+from warp_core.evaluate import between_trainings
 from warp_core.store.files import read_jsonl
-from warp_core.study import comparisons, differences, load_study
 from warp_core.world.studies import Comparison, Study
 
 Row = Mapping[str, Any]

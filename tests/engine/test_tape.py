@@ -21,7 +21,7 @@ N = 6
 def sampled(model, tokenizer, prompts=PROMPTS, n=N, seed=0):
     """A rollout."""
     batch, generator = encode_prompts(tokenizer, prompts, CPU), torch.Generator().manual_seed(seed)
-    return sample(model, *batch, n, tokenizer.eos_token_id, generator)
+    return sample(model, *batch, n, [tokenizer.eos_token_id], generator)
 
 
 def gradient(model, y):

@@ -9,7 +9,7 @@ import torch
 from warp_core.rollout import logprob, sample
 from warp_core.world import models
 from warp_core.world.judges import load_judge
-from warp_core.world.models import encode_prompts, end_token, load_classifier, load_policy
+from warp_core.world.models import encode_prompts, load_classifier, load_policy, stop_tokens
 from warp_core.world.prompts import load_prompts, rated_texts
 from warp_core.world.reward import RewardModel
 from warp_core.world.reward_training import RewardConfig, pairwise_accuracy, train_reward_model
@@ -64,7 +64,7 @@ def test_the_policy_answers_with_words(smollm):
     batch = tokenizer(["The film is a"], return_tensors="pt").to(model.device)
     generator = torch.Generator(model.device).manual_seed(0)
     tokens, mask = batch["input_ids"], batch["attention_mask"]
-    y = sample(model, tokens, mask, 12, tokenizer.eos_token_id, generator)
+    y = sample(model, tokens, mask, 12, [tokenizer.eos_token_id], generator)
     text = y.texts(tokenizer)[0]
     assert len(text.split()) >= 5, text
     assert text.isascii(), text
@@ -78,7 +78,7 @@ def test_other_threads_draw_the_same_tokens_with_almost_the_same_logprobs(smollm
     for threads in (1, 1, 2, 7):
         torch.set_num_threads(threads)
         generator = torch.Generator(model.device).manual_seed(0)
-        y = sample(model, tokens, mask, 8, end_token(tokenizer), generator)
+        y = sample(model, tokens, mask, 8, stop_tokens(model, tokenizer), generator)
         with torch.no_grad():
             found.append((y.tokens, logprob(model, y)))
     torch.set_num_threads(1)

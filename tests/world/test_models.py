@@ -22,6 +22,7 @@ from warp_core.world.models import (
     load_policy,
     save_policy,
     set_weights,
+    stop_tokens,
     weights_of,
     write_policy,
 )
@@ -308,3 +309,12 @@ def test_cut_off_weights_are_refused(policy_folders, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ConfigError, match=r"policy: .* cannot load a causal language model"):
         load_policy(str(folder))
+
+
+def test_a_saved_policy_keeps_all_its_stop_tokens(policy_folders, tmp_path):
+    model, tokenizer = load_policy(str(policy_folders("llama")))
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, 5]
+    save_policy(model, tokenizer, tmp_path / "saved")
+    again = load_policy(str(tmp_path / "saved"))
+    assert stop_tokens(*again) == [tokenizer.eos_token_id, 5]
+    assert (tmp_path / "saved" / "generation_config.json").is_file()

@@ -13,7 +13,13 @@ import joblib
 
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 # They decide numbers too.
-MORE = ("engine/draw.py", "engine/loop.py", "engine/tape.py", "store/tensors.py")
+MORE = (
+    "engine/draw.py",
+    "engine/loop.py",
+    "engine/pieces.py",
+    "engine/tape.py",
+    "store/tensors.py",
+)
 LIBRARY = Path(__file__).resolve().parent.parent
 
 

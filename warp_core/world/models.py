@@ -141,11 +141,12 @@ def encode_prompts(
     return batch["input_ids"].to(device), batch["attention_mask"].to(device)
 
 
-def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the token that ends a completion."""
-    token = tokenizer.eos_token_id
-    assert isinstance(token, int)  # load_policy refuses tokenizers without one
-    return token
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end a completion: the tokenizer's end-of-text token, then generation_config's others."""
+    generation = getattr(model, "generation_config", None)
+    more = getattr(generation, "eos_token_id", None) or []
+    stops = [tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])]
+    return [int(token) for token in dict.fromkeys(stops)]
 
 
 def forward_logits(

@@ -9,8 +9,9 @@ import pytest
 from invented import summary
 
 from reports.text import claims, comparison, figures, studies, study_figures
+from reports.text.statistics import comparisons
 from warp_core.store.files import write_jsonl
-from warp_core.study import comparisons, wanted
+from warp_core.study import wanted
 
 ROOT = Path(__file__).resolve().parents[3]
 GEOMETRY = {

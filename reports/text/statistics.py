@@ -1,0 +1,115 @@
+"""What a study compares: its comparisons, checked; differences by training seed, at equal KL; Holm.
+
+The error between trainings is `warp_core.evaluate.between_trainings`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from warp_core.config import ConfigError, load_params
+from warp_core.store.parameters import unknown_parameter
+from warp_core.study import config_of, wanted
+from warp_core.world.studies import Comparison, Point, Study
+
+Row = Mapping[str, Any]
+POINT = list(Point.model_fields)  # keys of a row that a comparison may name
+
+
+def load_study(path: Path | str) -> Study:
+    """A study of a file, checked; raises ConfigError with what cannot be computed or compared."""
+    try:
+        study = Study(**load_params(path))
+        comparisons(study)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return study
+
+
+def comparisons(study: Study) -> list[Comparison]:
+    """Raises ConfigError where one compares what is not evaluated, or a thing with itself."""
+    points = {point.model_dump_json(): point for _, point in wanted(study)}.values()
+    compared = [Comparison(**each) for each in study.comparisons]
+    mistakes = []
+    for each in compared:
+        where = f"comparison {each.name!r}"
+        if each.ours == each.theirs and each.share == 1:
+            mistakes.append(f"{where}: compares a thing with itself: {each.ours}")
+        if each.measure == "judge" and not config_of(study, next(iter(study.arms)), 0).judge:
+            mistakes.append(f"{where}: measures what a judge says, and no `judge` is set")
+        for side in (each.ours, each.theirs):
+            unknown = side.keys() - Point.model_fields.keys()
+            mistakes += [
+                f"{where}: {key}: {unknown_parameter(key, POINT)}" for key in sorted(unknown)
+            ]
+            if unknown:
+                continue
+            found = [point for point in points if _fits(point.model_dump(), side)]
+            if not found or (each.at == "policy" and len(found) > 1):
+                mistakes.append(f"{where}: {side} fits {len(found)} of the evaluated policies")
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return compared
+
+
+def differences(rows: Sequence[Row], comparison: Comparison) -> dict[int, float]:
+    """ours − share · theirs by training seed, for the seeds that have both.
+
+    At equal KL it is `at_equal_kl` of the curves through the rows of each side and θ_sft.
+    """
+
+    def value(row: Mapping[str, Any], measure: str = comparison.measure) -> float:
+        return row[measure]["mean"] if isinstance(row[measure], Mapping) else row[measure]
+
+    def side(keys: Mapping[str, Any], seed: int) -> list[Row]:
+        return [row for row in rows if row["seed"] in (seed, None) and _fits(row, keys)]
+
+    sft = [row for row in rows if row["what"] == "sft"]
+    found: dict[int, float] = {}
+    for seed in dict.fromkeys(row["seed"] for row in rows if row["seed"] is not None):
+        ours, theirs = side(comparison.ours, seed), side(comparison.theirs, seed)
+        if not (ours and theirs and sft):
+            continue
+        if comparison.at == "policy":
+            found[seed] = value(ours[0]) - comparison.share * value(theirs[0])
+        else:
+            a, b = ([(value(r, "kl"), value(r)) for r in each] for each in (ours, theirs))
+            difference = at_equal_kl(a, b, value(sft[0]))
+            found |= {} if difference is None else {seed: difference}
+    return found
+
+
+def _fits(row: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:
+    return all(row[key] == value for key, value in keys.items())
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p values corrected for how many they are (Holm 1979), in their order."""
+    corrected, largest = [0.0] * len(ps), 0.0
+    for rank, k in enumerate(sorted(range(len(ps)), key=lambda k: ps[k])):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[k]))
+        corrected[k] = largest
+    return corrected
+
+
+Curve = Sequence[tuple[float, float]]  # (KL to θ_sft, value) of policies
+
+
+def at_equal_kl(ours: Curve, theirs: Curve, of_sft: float) -> float | None:
+    """Mean difference of two curves over the KLs that both have; None where one has no KL above 0.
+
+    A KL grows as the square of how far weights are moved, so curves are straight between their points,
+    and averaged, in √KL. Both begin at θ_sft, (0, `of_sft`). A side of one policy is met at its KL.
+    """
+    points = [sorted((math.sqrt(max(kl, 0.0)), value) for kl, value in c) for c in (ours, theirs)]
+    high = min(curve[-1][0] for curve in points)
+    low = min(max(curve[0][0] for curve in points), high)
+    if high <= 0:
+        return None
+    at = np.linspace(low, high, 101)
+    lines = [np.array([(0.0, of_sft), *curve]).T for curve in points]
+    a, b = (np.interp(at, distance, value) for distance, value in lines)
+    return float(np.mean(a - b))
