@@ -39,7 +39,7 @@ def test_every_mistake_is_found_before_anything_runs(
     project.notebook(root / "notebooks/summary.ipynb", "Сводка", "runs_dir = str(1)", "")
     (root / "notebooks/reward_model.ipynb").unlink()
     front = root / "notebooks/pareto_front.ipynb"
-    project.notebook(front, "Фронт", "etas = [0, 2]\nrun_dir = ''", "")
+    project.notebook(front, "Фронт", "etas = [0, 4]\nrun_dir = ''", "")
     plan = project.read_plan(root)
     wrong = {"notebook": "pareto_front.ipynb", "after": ["two"], "befor": ["summary"]}
     plan["run"]["last"] += [wrong | {"id": "front"}, {"id": "one", "notebook": "summary.ipynb"}]
@@ -53,7 +53,7 @@ def test_every_mistake_is_found_before_anything_runs(
         "did you mean 'iterations'?",
         "learning_rat: unknown parameter",
         "beta: -1 given",
-        "etas.1: 2 given",
+        "etas.1: 4 given",
         "summary (notebooks/summary.ipynb): the parameters cell needs lines `name = literal`",
         "reward_model (notebooks/reward_model.ipynb): cannot be read as a notebook",
         "front: after: 'two' is no section above it",

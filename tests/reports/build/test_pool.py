@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,10 +42,10 @@ def counted() -> Iterator[list[str]]:
     computed: list[str] = []
     make = Store.make
 
-    def noted(store: Store, task: Task) -> None:
+    def noted(store: Store, task: Task, passing: Sequence[Task] = ()) -> None:
         if not store.has(task, task.weights):
             computed.append(task.name)
-        make(store, task)
+        make(store, task, passing)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Store, "make", noted)
