@@ -9,6 +9,9 @@ from reports.text.figures import COLORS, new_axes
 from reports.text.studies import Row, Verdict, grouped, policy_name, value
 from warp_core.world.studies import Study
 
+# Okabe and Ito's, which the colour-blind tell apart.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9", "#7a6a1f")
+MARKERS = "osD^vP*X"
 AXES = {
     "kl": "KL(π‖sft), нат на ответ (корневая шкала)",
     "reward": "Награда, баллы",
@@ -22,7 +25,7 @@ def plane(study: Study, rows: Sequence[Row], ax: Axes, measure: str = "reward") 
     for k, curve in enumerate(study.curves):
         keys = {key: each for key, each in curve.items() if key != "label"}
         chosen = [row for row in rows if all(row[key] == each for key, each in keys.items())]
-        color, marker = COLORS[k % len(COLORS)], "osD^vP*X"[k % 8]
+        color, marker = PALETTE[k % len(PALETTE)], MARKERS[k % len(MARKERS)]
         for _, of_seed in grouped(chosen, lambda row: row["seed"]).items():
             points = sorted((value(row, "kl"), value(row, measure)) for row in of_seed)
             points = (

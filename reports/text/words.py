@@ -22,6 +22,7 @@ def number(value: float, error: float | None = None) -> str:
         places = 0 if value == 0 else 4
     else:
         places = max(0, 1 - math.floor(math.log10(error)))
+    value = round(value, places) + 0.0  # no «−0,00»
     return f"{value:.{places}f}".replace("-", "−").replace(".", ",")
 
 
