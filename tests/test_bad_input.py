@@ -23,6 +23,7 @@ INTEGERS = {
     "warmup_steps",
     "batch_size",
     "prompt_words",
+    "max_prompt_tokens",
     "max_new_tokens",
     "seed",
     "eval_prompts",
@@ -33,8 +34,8 @@ INTEGERS = {
     "epochs",
     "train_sentences",
 }
-TEXTS = {"title", "policy", "reward_model", "prompts", "reward_body"}
-CHOICES = {"baseline", "anchor", "precision", "keep_weights", "merge"}
+TEXTS = {"prompts_split", "title", "policy", "reward_model", "prompts", "reward_body"}
+CHOICES = {"baseline", "anchor", "precision", "keep_weights", "merge", "chat_template"}
 
 never_a_number = st.one_of(
     st.none(),
@@ -92,6 +93,7 @@ BAD = (
         "run_dir": st.one_of(st.none(), st.integers(), st.just("a\0b")),
         "shared_run_seed": st.sampled_from([None, "perhaps", 2, -1, [], math.nan]),
         "judge": st.sampled_from([None, 1, "VADER", "reward", " "]),
+        "prompts_column": st.sampled_from([None, 1, [], {}]),
         "positive_label": st.sampled_from([None, 1, [], {}]),
         "etas": st.sampled_from(
             [None, [], "0", [4], [-1], [math.nan], [None], ["a"], [0, [1]], 0.5]

@@ -1,6 +1,7 @@
 """Whole tiny experiments: what they store, that they repeat, go on, and refuse."""
 
 import copy
+import json
 import math
 import os
 import re
@@ -23,11 +24,11 @@ from warp_core.engine.tape import taped
 from warp_core.evaluate import Completions, complete, estimate, policy_kl
 from warp_core.merge import lerp, liti, slerp
 from warp_core.store.errors import ConfigError, DiedError, StorageError, TrainingError
-from warp_core.store.files import append_jsonl, read_json, read_jsonl
+from warp_core.store.files import append_jsonl, read_json, read_jsonl, write_json
 from warp_core.store.results import Store
 from warp_core.train import Run
 from warp_core.warp import Experiment, run_front, run_seed, run_warp
-from warp_core.world.models import fingerprint, load_policy, weights_of
+from warp_core.world.models import fingerprint, load_policy, stop_tokens, weights_of
 from warp_core.world.prompts import Prompts, load_prompts, prompt_batches
 from warp_core.world.reward import load_reward
 
@@ -718,3 +719,37 @@ def test_the_evaluations_seed_is_not_the_trainings(finished, tmp_path):
     found = run_warp(trained)
     assert weights_below(trained.folder) != weights_below(config.folder)
     assert found["sft_reward"] == summary["sft_reward"]  # θ_sft is evaluated once for all trainings
+
+
+# Conversations
+
+
+def test_a_chat_experiment_goes_from_conversations_to_the_front(
+    make_tiny_params, policy_folders, tmp_path
+):
+    folder = shutil.copytree(policy_folders("llama"), tmp_path / "policy")
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ ' ' + m.content }}{% endfor %}{% if add_generation_prompt %}"
+        "{{ ' so' }}{% endif %}"
+    )
+    generation = read_json(folder / "generation_config.json")
+    write_json(folder / "generation_config.json", generation | {"eos_token_id": [0, 5]})
+    rows = [
+        {"messages": [{"role": "user", "content": f"{a} {b}"}]}
+        for a in tiny.WORDS[:6]
+        for b in tiny.WORDS[10:16]
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"policy": str(folder), "prompts": str(tmp_path / "chats.jsonl"), "prompt_words": 0}
+    changes |= {"run_dir": str(tmp_path / "runs" / "chat"), "eval_prompts": 5, "batch_size": 4}
+    config = WarpConfig(**make_tiny_params(**changes, missing_eos_penalty=0.5))
+    summary = run_warp(config)
+    assert summary["warp_reward"]["n"] == 5
+    assert len(run_front(config)["front"]) == 6
+    samples = read_jsonl(config.folder / "samples.jsonl")
+    assert all(len(sample["prompt"].split()) == 2 for sample in samples)
+    rows = read_jsonl(config.folder / "metrics.jsonl")
+    assert abs(rows[0]["kl_anchor"]) < 1e-5
+    warp_policy = load_policy(str(config.folder / "weights" / "warp"))
+    assert stop_tokens(*warp_policy) == [0, 5]
+    assert warp_policy[1].chat_template

@@ -75,8 +75,16 @@ class WarpConfig(RunParameters, Training):
     """Which label of a two-label reward model is the good one; empty for a one-label model."""
     prompts: Text = "asset:movie-reviews"
     """X: `asset:NAME`, a text file (one text a line), a local data set or a hub id."""
-    prompt_words: Annotated[Integer, Field(ge=1, le=10_000)] = 4
-    """A prompt is this many first words of a text."""
+    prompts_column: str = ""
+    """Column of a data set; empty: the first that is called text, prompt, messages or the like."""
+    prompts_split: Text = "train"
+    """Split of a data set."""
+    prompt_words: Annotated[Integer, Field(ge=0, le=10_000)] = 4
+    """A prompt is this many first words of a text; 0: the text or conversation as it is."""
+    max_prompt_tokens: Annotated[Integer, Field(ge=0, le=1_000_000)] = 0
+    """Longer prompts are left out; 0: none is."""
+    chat_template: Literal["auto", "none"] = "auto"
+    """auto: conversations, and whole texts as a user's message, are rendered by the policy's template."""
 
     iterations: Annotated[Integer, Field(ge=1, le=1000)] = 2
     """I: WARP iterations."""

@@ -25,6 +25,7 @@ from warp_core.store.errors import EvaluationError
 from warp_core.store.files import sealed_jsonl, verify, write_jsonl
 from warp_core.train import Reward
 from warp_core.world.models import encode_prompts, stop_tokens
+from warp_core.world.prompts import Prompt, with_completion
 
 BATCH = 64
 ROLLOUTS = "rollouts.safetensors"
@@ -64,7 +65,7 @@ def complete(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     reward: Reward,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     max_new_tokens: int,
     temperature: float,
     seed: int,
@@ -91,7 +92,7 @@ def complete(
             kl = sequence_kl(torch.stack(logits, dim=1), of_reference, y.completion_mask)
         kls += _finite("KL", kl)
     texts = [text for y in rollouts for text in y.texts(tokenizer)]
-    rewards = reward([p + t for p, t in zip(prompts, texts, strict=True)])
+    rewards = reward([with_completion(p, t) for p, t in zip(prompts, texts, strict=True)])
     return Completions(rollouts, texts, _finite("reward", rewards), kls)
 
 

@@ -20,16 +20,13 @@ from warp_core.store.files import sealed_json, write_json
 from warp_core.store.results import Store, Task
 from warp_core.store.run_folder import NOT_COMPARED
 from warp_core.warp import Experiment, stored_inputs
-from warp_core.world.inputs import StoredInputs
+from warp_core.world.inputs import INPUTS, StoredInputs
 from warp_core.world.studies import Point, Points, Study
 from warp_core.world.texts import text_statistics
 
 STORE = Path("runs/store")
 GEOMETRY = "geometry.json"
 NAMES = {*NOT_COMPARED, "name", "eval_every"}  # keys that decide nothing
-# What `stored_inputs` reads.
-INPUTS = ("policy", "reward_model", "positive_label", "prompts", "prompt_words", "eval_prompts")
-INPUTS += ("max_new_tokens",)
 
 
 def run_study(study: Study) -> list[Row]:

@@ -21,9 +21,9 @@ from warp_core.merge import ema_update_
 from warp_core.rollout import logprob, sample
 from warp_core.store.errors import TrainingError
 from warp_core.world.models import encode_prompts, set_weights, stop_tokens, weights_of
-from warp_core.world.prompts import prompt_batches
+from warp_core.world.prompts import Prompt, prompt_batches, with_completion
 
-Reward = Callable[[Sequence[str]], Tensor]  # texts -> (B,) float32
+Reward = Callable[[Sequence[Prompt]], Tensor]  # texts or conversations -> (B,) float32
 
 
 class Run:
@@ -43,7 +43,7 @@ class Run:
         anchor: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         reward: Reward,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         training: Training,
         seed: int,
         theta_ema: dict[str, Tensor] | None = None,
@@ -96,7 +96,7 @@ class Run:
             logprobs = logprob(self.policy, y, c.temperature)  # (B,)
         kl = logprobs.detach() - logprobs_ema  # (B,)
         completions = y.texts(self.tokenizer)
-        texts = [a + b for a, b in zip(x, completions, strict=True)]
+        texts = [with_completion(a, b) for a, b in zip(x, completions, strict=True)]
         r = _finite("reward", self.reward(texts).to(kl.device), t)
         unfinished = ~y.ended(until[1])  # (B,)
         r_beta = r - c.missing_eos_penalty * unfinished - c.beta * kl  # (B,)

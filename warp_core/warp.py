@@ -35,9 +35,10 @@ from warp_core.store.files import (
 from warp_core.store.results import STEPS, WEIGHTS, Store, Task
 from warp_core.store.run_folder import computed_once, open_run
 from warp_core.train import Run
-from warp_core.world.inputs import Inputs, StoredInputs, read_prompts
+from warp_core.world.inputs import INPUTS, Inputs, StoredInputs, read_prompts
 from warp_core.world.judges import load_judge
 from warp_core.world.models import load_policy, set_weights, weights_of, write_policy
+from warp_core.world.prompts import as_text, with_completion
 from warp_core.world.reward import load_reward
 from warp_core.world.texts import text_statistics
 
@@ -276,7 +277,7 @@ def evaluate(
 def judge(out: Path, evaluation: Path, prompts: Path, judge: str) -> None:
     """The judge's score of each completion, with its prompt, as the reward model reads it."""
     texts = zip(read_prompts(prompts), Completions.load(evaluation).texts, strict=True)
-    scores = load_judge(judge)([prompt + text for prompt, text in texts])
+    scores = load_judge(judge)([as_text(with_completion(*each)) for each in texts])
     write_jsonl(out / JUDGED, [{"judge": score} for score in scores])
 
 
@@ -323,7 +324,7 @@ def _run(e: Experiment, store: Store, run_dir: Path) -> Summary:
     sft, warp = (Completions.load(store.path(evaluation)) for evaluation in of_policies)
     of_warp, of = store.path(of_policies[1]), [store.path(slerp) for _, slerp, _ in e.iterations]
     from_sft = [row["kl"] for row in sealed_jsonl(of_warp / FROM_SFT, of_warp)]
-    prompts = read_prompts(store.path(e.given.held_out))
+    prompts = map(as_text, read_prompts(store.path(e.given.held_out)))
     columns = zip(prompts, sft.texts, warp.texts, sft.rewards, warp.rewards, strict=True)
     names = ("prompt", "sft", "warp", "sft_reward", "warp_reward")
     seal_jsonl(run_dir / "samples.jsonl", [dict(zip(names, row, strict=True)) for row in columns])
@@ -383,8 +384,7 @@ def run_front(
 def stored_inputs(config: WarpConfig) -> StoredInputs:
     """θ_sft, r and X, loaded, checked and named; experiments that have them in common share it."""
     c = config
-    asked = c.policy, c.reward_model, c.positive_label, c.prompts, c.prompt_words
-    read = Inputs(*asked, c.eval_prompts, c.max_new_tokens)
+    read = Inputs(**{key: getattr(c, key) for key in INPUTS})
     return StoredInputs(read, c.policy, c.reward_model)
 
 

@@ -102,7 +102,7 @@ def test_all_mistakes_are_told_at_once(given):
 
 def test_an_asset_that_cannot_be_had_is_one_of_the_mistakes(given):
     lines = refused(given, policy="asset:nothing", reward_model="asset:nothing", eval_prompts=100)
-    assert [line.partition(" ")[0] for line in lines] == ["eval_prompts:", "unknown", "unknown"]
+    assert [line.partition(" ")[0] for line in lines] == ["unknown", "eval_prompts:", "unknown"]
 
 
 def test_a_completion_that_does_not_fit_behind_the_longest_prompt_is_refused(given):

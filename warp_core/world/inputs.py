@@ -4,21 +4,28 @@ of the store, where every task finds them, on any machine."""
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from warp_core.store.errors import ConfigError
 from warp_core.store.files import sealed_json, write_json
 from warp_core.store.results import WEIGHTS, Task
 from warp_core.world import models
 from warp_core.world.assets import AssetError
-from warp_core.world.prompts import load_prompts
+from warp_core.world.prompts import Prompt, as_text, load_prompts
 from warp_core.world.reward import load_reward
 
 TEXTS = "prompts.json"
+WRONG = 0.01  # nats; rounding is 1e-5
+# Parameters of an experiment that `Inputs` takes.
+INPUTS = ("policy", "reward_model", "positive_label", "prompts", "prompt_words", "prompts_column")
+INPUTS += ("prompts_split", "max_prompt_tokens", "chat_template", "eval_prompts", "max_new_tokens")
 
 
 class Inputs:
@@ -41,22 +48,40 @@ class Inputs:
         prompt_words: int,
         eval_prompts: int,
         max_new_tokens: int,
+        prompts_column: str = "",
+        prompts_split: str = "train",
+        max_prompt_tokens: int = 0,
+        chat_template: str = "auto",
     ) -> None:
         mistakes: list[str] = []
-        texts: list[str] = []
+        texts: list[Prompt] = []
         read: list[Any] = []  # the prompts, and what both models see of them
+        loaded: list[models.Loaded] = []
         with _noted(mistakes):
-            self.prompts = load_prompts(prompts, prompt_words, eval_prompts)
+            loaded.append(models.load_policy(policy))
+        with _noted(mistakes):
+            tokenizer = loaded[0][1] if loaded else None
+            prepared = partial(_prepared, tokenizer, chat_template, prompt_words, max_prompt_tokens)
+            where = prompts, prompt_words, eval_prompts, prompts_column, prompts_split
+            self.prompts = load_prompts(*where, prepared)
             texts = [*self.prompts.train, *self.prompts.evaluation]
             read.append(self.prompts)
         with _noted(mistakes):
             self.reward = r = load_reward(reward_model, positive_label)
-            read.append(_fitting(texts, r.tokenizer, max_new_tokens, r.max_tokens, "reward model"))
-        with _noted(mistakes):
-            self.sft, self.tokenizer = models.load_policy(policy)
-            limit = getattr(self.sft.config, "max_position_embeddings", None) or math.inf
-            read.append(_fitting(texts, self.tokenizer, max_new_tokens, limit, "policy"))
-            self.prompt_tokens = max(map(len, read[-1]), default=0)
+            of_reward = r.tokenizer(r.rendered(texts))["input_ids"] if texts else []
+            read.append(_fitting(texts, of_reward, max_new_tokens, r.max_tokens, "reward model"))
+        for self.sft, self.tokenizer in loaded:
+            with _noted(mistakes):
+                limit = getattr(self.sft.config, "max_position_embeddings", None) or math.inf
+                ids = models.prompt_ids(self.tokenizer, texts) if texts else []
+                read.append(_fitting(texts, ids, max_new_tokens, limit, "policy"))
+                self.prompt_tokens = max(map(len, ids), default=0)
+                error = models.cache_error(self.sft, ids[0]) if ids else 0.0
+                if error > WRONG:
+                    raise ConfigError(
+                        f"policy: {policy!r} given; decoded a token at a time its log-probabilities are "
+                        f"off by {error:.2g} nats: it keeps no key-value cache, and cannot be sampled here"
+                    )
         if mistakes:
             raise ConfigError("\n".join(mistakes))
         self.identity = {
@@ -75,14 +100,57 @@ def _noted(mistakes: list[str]) -> Iterator[None]:
         mistakes.append(str(error))
 
 
-def _fitting(texts: list[str], tokenizer: Any, new: int, limit: float, whose: str) -> list[Any]:
+def _prepared(
+    tokenizer: PreTrainedTokenizerBase | None,
+    chat_template: str,
+    words: int,
+    longest: int,
+    prompts: list[Prompt],
+) -> list[Prompt]:
+    """Prompts as the policy gets them: whole texts as a user's message where it has a chat template;
+    without those that are too long."""
+    if tokenizer is None:  # it could not be loaded, which is told already
+        return prompts
+    if chat_template == "none":
+        prompts = [as_text(prompt) for prompt in prompts]
+    elif tokenizer.chat_template and not words:
+        said = ([{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts)
+        prompts = list(said)
+    elif any(not isinstance(prompt, str) for prompt in prompts):
+        raise ConfigError(
+            "chat_template: 'auto' given; the prompts are conversations, and the policy's tokenizer has no "
+            "chat template: 'none' takes their messages as one text"
+        )
+    if not prompts or (not longest and all(isinstance(prompt, str) for prompt in prompts)):
+        return prompts
+    try:
+        lengths = [len(ids) for ids in models.prompt_ids(tokenizer, prompts)]
+    except Exception as error:  # a template is a program; its errors have no common class
+        raise ConfigError(f"chat_template: the policy's fails: {error!r:.300}") from error
+    longest = longest or max(lengths)
+    fit = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= longest]
+    if not fit:
+        raise ConfigError(
+            f"max_prompt_tokens: {longest} given; all {len(prompts)} prompts are longer, the shortest has "
+            f"{min(lengths)}"
+        )
+    if left_out := len(prompts) - len(fit):
+        said = (
+            f"{left_out} of {len(prompts)} prompts have more than {longest} tokens and are left out"
+        )
+        warnings.warn(said, stacklevel=2)
+    return fit
+
+
+def _fitting(
+    texts: list[Prompt], tokens: list[list[int]], new: int, limit: float, whose: str
+) -> list[list[int]]:
     """The prompts' tokens; raises ConfigError where a completion may not fit behind them."""
     if not texts:  # they could not be loaded, which is told already
         return []
-    tokens = tokenizer(texts)["input_ids"]
     length, longest = max(zip(map(len, tokens), texts, strict=True), key=lambda pair: pair[0])
     if length + new > limit:
-        has = f"the longest prompt has {length} tokens ({longest[:60]!r} …)"
+        has = f"the longest prompt has {length} tokens ({as_text(longest)[:60]!r} …)"
         reads = f"the {whose} reads only {limit}; lower max_new_tokens or prompt_words"
         raise ConfigError(f"max_new_tokens: {new} given; {has}, and {reads}")
     return tokens
@@ -115,12 +183,12 @@ def model_of(load: Callable[[str], models.Loaded], out: Path, spec: str, **diges
     models.write_policy(model, tokenizer, out / WEIGHTS)
 
 
-def prompts_of(out: Path, texts: Sequence[str]) -> None:
+def prompts_of(out: Path, texts: Sequence[Prompt]) -> None:
     """Prompts as they are."""
     write_json(out / TEXTS, texts)
 
 
-def read_prompts(folder: Path) -> list[str]:
+def read_prompts(folder: Path) -> list[Prompt]:
     """What `prompts_of` wrote."""
     return sealed_json(folder / TEXTS, folder)
 

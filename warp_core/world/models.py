@@ -9,6 +9,7 @@ off: the policy that is sampled must be the policy whose gradient is taken.
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import Cache, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from warp_core.store.errors import ConfigError, DamagedError
 from warp_core.store.files import appearing, verify
 from warp_core.world.assets import PREFIX, asset_path, cache_dir, made_once
+from warp_core.world.prompts import Conversation, Prompt
 
 TOKENIZER = "a tokenizer", transformers.AutoTokenizer
 CAUSAL_LM = "a causal language model", transformers.AutoModelForCausalLM
@@ -133,11 +135,30 @@ def _convert(gguf: Path, folder: Path) -> None:
     save_policy(_attempt(kind=CAUSAL_LM, **given, **plain), tokenizer, folder)
 
 
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Tokens of each prompt: a text's with the tokenizer's own beginning, but no end; a conversation's
+    by its chat template, up to where the answer begins."""
+    rendered = [p if isinstance(p, str) else rendered_chat(tokenizer, p, True) for p in prompts]
+    plain = all(isinstance(prompt, str) for prompt in prompts)
+    ids = tokenizer(rendered, add_special_tokens=plain)["input_ids"]
+    if plain and tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:
+        ids = [each[:-1] for each in ids]
+    return ids
+
+
+def rendered_chat(tokenizer: PreTrainedTokenizerBase, messages: Conversation, answer: bool) -> str:
+    """A conversation by the tokenizer's template; with `answer`, up to where one begins."""
+    return str(
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+    )
+
+
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], device: torch.device
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Tokens and attention mask of the prompts, both (B, P), padded on the left."""
-    batch = tokenizer(list(prompts), padding=True, padding_side="left", return_tensors="pt")
+    ids = {"input_ids": prompt_ids(tokenizer, prompts)}
+    batch = tokenizer.pad(ids, padding=True, padding_side="left", return_tensors="pt")
     return batch["input_ids"].to(device), batch["attention_mask"].to(device)
 
 
@@ -166,6 +187,21 @@ def forward_logits(
     options = {key: value for key, value in some.items() if key in takes}
     options |= {"past_key_values": cache, "use_cache": cache is not None}
     return model(input_ids=tokens, attention_mask=mask, **options).logits[:, -keep:]
+
+
+@torch.no_grad()
+def cache_error(model: PreTrainedModel, ids: Sequence[int]) -> float:
+    """Largest difference, nats, of log-probabilities with a cache, a token at a time, and without.
+
+    Of policies whose state is no key-value cache it is some nats: they cannot be sampled here.
+    """
+    tokens = torch.tensor([[*ids, ids[-1], ids[-1]]], device=model.device)  # (1, S)
+    mask, cache = torch.ones_like(tokens), DynamicCache(config=model.config)
+    plain = forward_logits(model, tokens, mask, keep=3)[0]  # (3, V)
+    steps = [(0, len(ids)), (len(ids), len(ids) + 1), (len(ids) + 1, len(ids) + 2)]
+    cached = [forward_logits(model, tokens[:, a:b], mask[:, :b], 1, cache)[0, 0] for a, b in steps]
+    difference = torch.stack(cached).log_softmax(-1) - plain.log_softmax(-1)
+    return float(difference.nan_to_num(math.inf, math.inf, math.inf).abs().max())
 
 
 def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:

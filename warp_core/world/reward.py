@@ -9,14 +9,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warp_core.store.errors import ConfigError
-from warp_core.world.models import load_classifier
+from warp_core.world.models import load_classifier, rendered_chat
+from warp_core.world.prompts import Conversation, Prompt, as_text
 
 SCORE_BATCH = 64
 NO_LIMIT = 1_000_000  # tokens; tokenizers that know of no limit name an astronomical number
 
 
 class RewardModel:
-    """r: texts (prompt + completion) -> (B,) float32 rewards, on the CPU.
+    """r: texts (prompt + completion) or conversations -> (B,) float32 rewards, on the CPU.
 
     With one label the reward is its logit; with two it is the log-odds of the positive one. A text
     longer than `max_tokens`, what the model can read, is cut there, with a warning.
@@ -38,13 +39,26 @@ class RewardModel:
         self.positive = labels[positive_label] if positive_label else None
 
     @torch.no_grad()
-    def __call__(self, texts: Sequence[str]) -> Tensor:
+    def __call__(self, scored: Sequence[Prompt]) -> Tensor:
+        texts = self.rendered(scored)
         rewards = torch.empty(len(texts))
         by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
         for start in range(0, len(texts), SCORE_BATCH):
             batch = by_length[start : start + SCORE_BATCH]
             rewards[batch] = self.score([texts[i] for i in batch]).float().cpu()
         return rewards
+
+    def rendered(self, scored: Sequence[Prompt]) -> list[str]:
+        """Conversations by the model's own chat template, if it has one; else as plain texts."""
+        if not self.tokenizer.chat_template:
+            return [as_text(each) for each in scored]
+        chats = (each if isinstance(each, str) else self._chat(each) for each in scored)
+        return list(chats)
+
+    def _chat(self, messages: Conversation) -> str:
+        """Without the token that the tokenizer puts first itself."""
+        text = rendered_chat(self.tokenizer, messages, False)
+        return text.removeprefix(str(self.tokenizer.bos_token or ""))
 
     def score(self, texts: Sequence[str]) -> Tensor:
         """Rewards of one batch, with their graph."""
