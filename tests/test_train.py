@@ -53,7 +53,7 @@ def letters_run(letters, batch_size, **changes):
     """A run of copies of the two policies, which answers one prompt again and again."""
     policy, anchor, tokenizer, _ = letters
     policy, anchor = copy.deepcopy(policy), copy.deepcopy(anchor)
-    training = settings(beta=BETA, batch_size=batch_size, **changes)
+    training = settings(beta=BETA, batch_size=batch_size, anchor="sft", **changes)
     return Run(policy, anchor, tokenizer, letters_reward, [PROMPT] * batch_size, training, 0)
 
 
@@ -244,7 +244,7 @@ def test_ema_anchor_starts_at_theta_init_and_follows_every_step(gpt2):
 
 @pytest.mark.parametrize("training", [{"mu": 0.0}, {"anchor": "sft", "mu": 0.5}])
 def test_anchor_that_must_not_move_does_not(gpt2, training):
-    sft = tiny.make_policy("gpt2", len(gpt2[1]), seed=1)
+    sft = tiny.make_policy("gpt2", len(gpt2[1]), seed=1) if "anchor" in training else gpt2[0]
     run = run_of(*gpt2, anchor=sft, training=training)
     for _ in range(4):
         run.step()
@@ -354,6 +354,15 @@ def test_a_completion_without_a_stop_token_loses_points_in_training(gpt2):
         assert 4 * row["unfinished"] == int(4 * row["unfinished"])
         r_beta = row["reward"] - 0.1 * row["kl_anchor"] - 0.5 * row["unfinished"]
         assert row["objective"] == pytest.approx(r_beta, abs=1e-5)
+
+
+def test_an_ema_anchor_that_is_no_copy_at_the_first_step_stops_the_run(gpt2):
+    other = tiny.make_policy("gpt2", len(gpt2[1]), seed=1)
+    with pytest.raises(
+        TrainingError, match=r"step 1: the KL to the anchor is .* and not 0 as that"
+    ):
+        run_of(*gpt2, anchor=other).step()
+    run_of(*gpt2, anchor=other, training={"anchor": "sft"}).step()
 
 
 def test_kl_to_the_anchor_is_the_sampled_log_ratio(letters):

@@ -23,6 +23,7 @@ from warp_core.store.errors import TrainingError
 from warp_core.world.models import encode_prompts, set_weights, stop_tokens, weights_of
 from warp_core.world.prompts import Prompt, prompt_batches, with_completion
 
+ROUNDING = {"fp32": 1e-3, "bf16": 0.1}  # nats a token, more than was ever seen
 Reward = Callable[[Sequence[Prompt]], Tensor]  # texts or conversations -> (B,) float32
 
 
@@ -95,6 +96,15 @@ class Run:
         with self._autocast:
             logprobs = logprob(self.policy, y, c.temperature)  # (B,)
         kl = logprobs.detach() - logprobs_ema  # (B,)
+        if (
+            t == 1
+            and c.anchor == "ema"
+            and kl.abs().max() > ROUNDING[c.precision] * c.max_new_tokens
+        ):
+            raise TrainingError(
+                f"step 1: the KL to the anchor is {kl.abs().max():.2g} nats for a completion, and not 0 as "
+                "that to a copy: the policy gives other log-probabilities each time it is asked"
+            )
         completions = y.texts(self.tokenizer)
         texts = [with_completion(a, b) for a, b in zip(x, completions, strict=True)]
         r = _finite("reward", self.reward(texts).to(kl.device), t)
