@@ -22,6 +22,7 @@ INTEGERS = {
     "steps",
     "warmup_steps",
     "batch_size",
+    "completions_per_prompt",
     "prompt_words",
     "max_prompt_tokens",
     "max_new_tokens",

@@ -79,7 +79,7 @@ def step_gradient(monkeypatch, letters, batch, **changes):
     """The same, where the policy answers with these completions."""
     run = letters_run(letters, len(batch), **changes)
     y = tiny.rollout_of(run.tokenizer(PROMPT)["input_ids"], batch, end=0)
-    monkeypatch.setattr(train, "sample", lambda *_: y)
+    monkeypatch.setattr(train, "sample", lambda *_, **__: y)
     run.gradient()
     return ascended(run)
 
@@ -140,7 +140,7 @@ def test_a_steps_gradient_is_its_own_and_not_added_to_the_last(letters, monkeypa
 def test_tokens_are_counted_up_to_the_end(letters, monkeypatch):
     run = letters_run(letters, 3)
     y = tiny.rollout_of(run.tokenizer(PROMPT)["input_ids"], [[1, 2], [3, 0], [0]], end=0)
-    monkeypatch.setattr(train, "sample", lambda *_: y)
+    monkeypatch.setattr(train, "sample", lambda *_, **__: y)
     assert run.gradient()["tokens"] == 5
 
 
@@ -343,6 +343,36 @@ def test_metrics_have_their_keys_types_and_relations(gpt2):
         assert row["grad_norm"] == pytest.approx(flat(gradient).norm().item(), rel=1e-5)
         assert 4 <= row["tokens"] <= 4 * 5
     assert abs(rows[0]["kl_anchor"]) < 1e-5 < abs(rows[-1]["kl_anchor"])  # both start at θ_init
+
+
+def test_leave_one_out_is_of_a_prompts_own_completions_by_hand():
+    r_beta = torch.tensor([1.0, 3.0, 5.0, 0.0, 0.0, 6.0])
+    assert loo_baseline(r_beta, 3).tolist() == [4.0, 3.0, 2.0, 3.0, 3.0, 0.0]
+    assert loo_baseline(r_beta, 2).tolist() == [3.0, 1.0, 0.0, 5.0, 6.0, 0.0]
+    assert loo_baseline(r_beta).tolist() == pytest.approx([(15 - r) / 5 for r in r_beta.tolist()])
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "mixtral"])
+def test_several_completions_of_a_prompt_are_what_each_is_by_itself(architecture, policy_folders):
+    """With the prompts' pass shared, and taped, and neither."""
+    model, tokenizer = load_policy(str(policy_folders(architecture)))
+    scored = []
+
+    def reward(texts):
+        scored.append(list(texts))
+        return count_good(texts)
+
+    asked = {"batch_size": 6, "completions_per_prompt": 3, "baseline": "loo"}
+    runs = [run_of(model, tokenizer, reward=reward, training=asked) for _ in range(2)]
+    plain, tape = runs[0].gradient(), None
+    with taped(runs[1].policy, 5):
+        tape = runs[1].gradient()
+    assert scored[0] == scored[1]
+    starts = [" ".join(text.split()[:2]) for text in scored[0]]
+    assert starts[0] == starts[1] == starts[2] != starts[3] == starts[4] == starts[5]
+    assert len({*scored[0]}) > 3
+    assert tape["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
+    assert abs(plain["kl_anchor"]) < 1e-5
 
 
 def test_a_completion_without_a_stop_token_loses_points_in_training(gpt2):

@@ -35,13 +35,16 @@ class Training(Parameters):
     warmup_steps: Annotated[Integer, Field(ge=0, le=1_000_000_000)] = 0
     """Steps over which lr grows linearly; 0: none. More than T is allowed."""
     batch_size: Annotated[Integer, Field(ge=1, le=100_000)] = 16
-    """B: prompts of a step, one completion each."""
+    """B: completions of a step."""
+    completions_per_prompt: Annotated[Integer, Field(ge=1, le=100_000)] = 1
+    """k: of a prompt, which then are each other's leave-one-out; B / k prompts a step."""
     max_new_tokens: Annotated[Integer, Field(ge=1, le=100_000)] = 24
     """N: longest completion, tokens."""
     temperature: Annotated[Number, Field(gt=0, le=100)] = 1.0
     """π is softmax(logits / temperature), in sampling, log-probabilities and KL alike."""
     baseline: Literal["none", "loo"] = "none"
-    """b of the policy gradient: none (the algorithm as printed) or leave-one-out."""
+    """b of the policy gradient: none (the algorithm as printed) or leave-one-out: of the prompt's own
+    completions (RLOO), or of the batch's where each prompt has one."""
     missing_eos_penalty: Annotated[Number, Field(ge=0)] = 0.0
     """Points that a completion without a stop token loses in training."""
     anchor: Literal["ema", "sft"] = "ema"
@@ -51,6 +54,13 @@ class Training(Parameters):
     max_kl: Annotated[Number, Field(ge=0)] = 0.0
     """KL to the anchor, nats, mean of a batch, beyond which a run ends with the weights before its
     last update; 0: no limit."""
+
+    @field_validator("completions_per_prompt")
+    @classmethod
+    def _divides_the_batch(cls, value: int, info: ValidationInfo) -> int:
+        if info.data.get("batch_size", value) % value:
+            raise ValueError(f"a number that divides batch_size ({info.data['batch_size']})")
+        return value
 
     @field_validator("baseline")
     @classmethod

@@ -67,6 +67,7 @@ def sample(
     generator: torch.Generator,
     temperature: float = 1.0,
     logits_drawn_from: list[Tensor] | None = None,
+    k: int = 1,
 ) -> Rollout:
     """y ~ π_θ(·|x), from the whole softmax: no top-k, no top-p (line 6).
 
@@ -75,17 +76,21 @@ def sample(
         stops: ids that end a completion; the first one stands behind the end too.
         generator: its state alone decides what is drawn.
         logits_drawn_from: gets the logits of each completion token: (B, V) float32, / temperature.
+        k: completions of each prompt, one behind the other; B is the prompts' number times k.
 
     Raises EvaluationError where a logit is not finite.
     """
     tokens, mask = prompt_tokens, prompt_mask
-    done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)  # (B,)
+    done = torch.zeros(k * len(tokens), dtype=torch.bool, device=tokens.device)  # (B,)
     completion_mask = []
     ends = torch.tensor(stops, device=tokens.device)
     cache = DynamicCache(config=model.config)
     step_tokens = tokens
-    for _ in range(max_new_tokens):
+    for n in range(max_new_tokens):
         logits = forward_logits(model, step_tokens, mask, keep=1, cache=cache)[:, 0]  # (B, V)
+        if n == 0 and k > 1:  # a prompt's own pass is shared
+            tokens, mask, logits = (x.repeat_interleave(k, dim=0) for x in (tokens, mask, logits))
+            cache.batch_repeat_interleave(k)
         logits = _tempered(logits, temperature)
         if logits_drawn_from is not None:
             logits_drawn_from.append(logits)

@@ -55,7 +55,8 @@ class Run:
         self.t = 0  # whole steps so far
         self.whole = True  # not within an update: after one that failed, the weights are of no step
         self.before: dict[str, Tensor] = {}  # weights before the last update, for `max_kl`
-        self._batches = prompt_batches(prompts, training.batch_size, seed)
+        prompts_of_a_step = training.batch_size // training.completions_per_prompt
+        self._batches = prompt_batches(prompts, prompts_of_a_step, seed)
         self._generator = torch.Generator(policy.device).manual_seed(seed)
         self._random = self._generator.get_state()  # behind the last whole step
         self._optimizer = torch.optim.Adam(policy.parameters(), lr=training.lr, fused=True)
@@ -81,12 +82,12 @@ class Run:
         self._optimizer.zero_grad()  # before sampling, which can use the memory
 
         # line 6: y ~ π_θm(·|x)
-        x = next(self._batches)
-        batch = encode_prompts(self.tokenizer, x, self.policy.device)  # (B, P), (B, P)
+        x, k = next(self._batches), c.completions_per_prompt
+        batch = encode_prompts(self.tokenizer, x, self.policy.device)  # (B / k, P), (B / k, P)
         until = c.max_new_tokens, stop_tokens(self.policy, self.tokenizer)
         try:
             with self._autocast:
-                y = sample(self.policy, *batch, *until, self._generator, c.temperature)
+                y = sample(self.policy, *batch, *until, self._generator, c.temperature, k=k)
         except FloatingPointError as error:
             raise TrainingError(f"step {t}: {error}") from None
 
@@ -106,13 +107,14 @@ class Run:
                 "that to a copy: the policy gives other log-probabilities each time it is asked"
             )
         completions = y.texts(self.tokenizer)
-        texts = [with_completion(a, b) for a, b in zip(x, completions, strict=True)]
+        repeated = [prompt for prompt in x for _ in range(k)]
+        texts = [with_completion(a, b) for a, b in zip(repeated, completions, strict=True)]
         r = _finite("reward", self.reward(texts).to(kl.device), t)
         unfinished = ~y.ended(until[1])  # (B,)
         r_beta = r - c.missing_eos_penalty * unfinished - c.beta * kl  # (B,)
 
         # line 8: r_β·∇ log π_θm(y|x), with r_β less its baseline if there is one
-        advantages = r_beta - loo_baseline(r_beta) if c.baseline == "loo" else r_beta
+        advantages = r_beta - loo_baseline(r_beta, k) if c.baseline == "loo" else r_beta
         loss = _finite("loss", -(advantages * logprobs).mean(), t)
         loss.backward()
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
@@ -179,9 +181,12 @@ def warmed_up(lr: float, step: int, warmup_steps: int) -> float:
     return lr * min(1.0, step / warmup_steps) if warmup_steps else lr
 
 
-def loo_baseline(r_beta: Tensor) -> Tensor:
-    """Mean r_β of the other completions, for each one: (B,) -> (B,); unbiased (Kool et al. 2019)."""
-    return (r_beta.sum() - r_beta) / (len(r_beta) - 1)
+def loo_baseline(r_beta: Tensor, k: int = 1) -> Tensor:
+    """Mean r_β of the other completions, of the same prompt if it has k > 1 (RLOO, Ahmadian et al. 2024),
+    else of the batch: (B,) -> (B,); unbiased (Kool et al. 2019)."""
+    groups = r_beta.view(-1, k) if k > 1 else r_beta[None]  # (prompts, k) or (1, B)
+    sums = groups.sum(dim=1, keepdim=True) if k > 1 else r_beta.sum()
+    return ((sums - groups) / (groups.shape[1] - 1)).view_as(r_beta)
 
 
 def _finite(what: str, value: Tensor, step: int) -> Tensor:

@@ -88,6 +88,8 @@ class _Tape:
         end = self.used[layer] = start + output.shape[1]
         if start == 0:
             self.outputs[layer] = output.new_empty(len(output), self.length, output.shape[2])
+        if (k := len(output) // len(self.outputs[layer])) > 1:  # the prompts' completions begin
+            self.outputs[layer] = self.outputs[layer].repeat_interleave(k, dim=0)
         if end <= self.length:
             self.outputs[layer][:, start:end] = output
 
