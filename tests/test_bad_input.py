@@ -15,7 +15,16 @@ from warp_core.store.errors import ConfigError
 from warp_core.world.reward_training import RewardConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-NUMBERS = {"missing_eos_penalty", "beta", "mu", "eta", "lr", "temperature", "max_kl"}
+NUMBERS = {
+    "max_grad_norm",
+    "missing_eos_penalty",
+    "beta",
+    "mu",
+    "eta",
+    "lr",
+    "temperature",
+    "max_kl",
+}
 INTEGERS = {
     "iterations",
     "runs",
@@ -23,6 +32,7 @@ INTEGERS = {
     "warmup_steps",
     "batch_size",
     "completions_per_prompt",
+    "micro_batch",
     "prompt_words",
     "max_prompt_tokens",
     "max_new_tokens",

@@ -375,6 +375,33 @@ def test_several_completions_of_a_prompt_are_what_each_is_by_itself(architecture
     assert abs(plain["kl_anchor"]) < 1e-5
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_gradient_of_small_parts_is_that_of_the_batch(gpt2, size):
+    """Three does not divide four."""
+    asked = {"baseline": "loo", "anchor": "sft"}
+    other = tiny.make_policy("gpt2", len(gpt2[1]), seed=1)
+    runs = [run_of(*gpt2, anchor=other, training=asked | {"micro_batch": m}) for m in (0, size)]
+    whole, parts = (run.gradient() for run in runs)
+    for key in whole.keys() - {"grad_norm"}:
+        assert parts[key] == pytest.approx(whole[key], abs=1e-5), key
+    gradients = [[p.grad for p in run.policy.parameters()] for run in runs]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_long_gradient_is_shortened_and_its_own_norm_is_logged(gpt2):
+    free = run_of(*gpt2, training={"baseline": "loo"})
+    norm = free.gradient()["grad_norm"]
+    held = run_of(*gpt2, training={"baseline": "loo", "max_grad_norm": norm / 4})
+    assert held.gradient()["grad_norm"] == norm
+    loose = run_of(*gpt2, training={"baseline": "loo", "max_grad_norm": 4 * norm})
+    loose.gradient()
+    whole, short, same = ([p.grad for p in run.policy.parameters()] for run in (free, held, loose))
+    for a, b, c in zip(whole, short, same, strict=True):
+        torch.testing.assert_close(b, a / 4, rtol=1e-4, atol=1e-7)
+        assert torch.equal(a, c)
+
+
 def test_a_completion_without_a_stop_token_loses_points_in_training(gpt2):
     plain, _ = trained(*gpt2)
     rows, _ = trained(*gpt2, missing_eos_penalty=0.5)

@@ -38,6 +38,10 @@ class Training(Parameters):
     """B: completions of a step."""
     completions_per_prompt: Annotated[Integer, Field(ge=1, le=100_000)] = 1
     """k: of a prompt, which then are each other's leave-one-out; B / k prompts a step."""
+    micro_batch: Annotated[Integer, Field(ge=0, le=100_000)] = 0
+    """Completions whose gradient is taken at a time: less memory, one more pass; 0: all of the batch."""
+    max_grad_norm: Annotated[Number, Field(ge=0)] = 0.0
+    """A longer gradient is shortened to this norm; 0: none is."""
     max_new_tokens: Annotated[Integer, Field(ge=1, le=100_000)] = 24
     """N: longest completion, tokens."""
     temperature: Annotated[Number, Field(gt=0, le=100)] = 1.0

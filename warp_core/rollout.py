@@ -36,6 +36,13 @@ class Rollout:
         """(B, N) int64."""
         return self.tokens[:, -self.completion_mask.shape[1] :]
 
+    def split(self, size: int) -> "list[Rollout]":
+        """Its completions, so many at a time."""
+        parts = (
+            each.split(size) for each in (self.tokens, self.attention_mask, self.completion_mask)
+        )
+        return [Rollout(*part) for part in zip(*parts, strict=True)]
+
     def ended(self, stops: Sequence[int]) -> Tensor:
         """(B,) bool: whether a completion has come to its stop token."""
         last = self.completion_mask.sum(dim=1, keepdim=True) - 1  # (B, 1)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from warp_core.config import Training
@@ -92,19 +92,20 @@ class Run:
             raise TrainingError(f"step {t}: {error}") from None
 
         # line 7: r_β(y) = r(x, y) − β·log(π_θm(y|x) / π_θema(y|x)), no gradient through it
+        size = c.micro_batch or c.batch_size
+        parts, whole = y.split(size), size >= c.batch_size
         with self._autocast, torch.no_grad():
-            logprobs_ema = logprob(self.anchor, y, c.temperature)  # (B,)
-        with self._autocast:
-            logprobs = logprob(self.policy, y, c.temperature)  # (B,)
+            logprobs_ema = torch.cat(
+                [logprob(self.anchor, p, c.temperature) for p in parts]
+            )  # (B,)
+        with self._autocast, torch.set_grad_enabled(whole):
+            logprobs = torch.cat([logprob(self.policy, p, c.temperature) for p in parts])  # (B,)
         kl = logprobs.detach() - logprobs_ema  # (B,)
-        if (
-            t == 1
-            and c.anchor == "ema"
-            and kl.abs().max() > ROUNDING[c.precision] * c.max_new_tokens
-        ):
+        far, rounding = kl.abs().max().item(), ROUNDING[c.precision] * c.max_new_tokens
+        if t == 1 and c.anchor == "ema" and far > rounding:
             raise TrainingError(
-                f"step 1: the KL to the anchor is {kl.abs().max():.2g} nats for a completion, and not 0 as "
-                "that to a copy: the policy gives other log-probabilities each time it is asked"
+                f"step 1: the KL to the anchor is {far:.2g} nats for a completion, and not 0 as that to a "
+                "copy: the policy gives other log-probabilities each time it is asked"
             )
         completions = y.texts(self.tokenizer)
         repeated = [prompt for prompt in x for _ in range(k)]
@@ -115,10 +116,15 @@ class Run:
 
         # line 8: r_β·∇ log π_θm(y|x), with r_β less its baseline if there is one
         advantages = r_beta - loo_baseline(r_beta, k) if c.baseline == "loo" else r_beta
-        loss = _finite("loss", -(advantages * logprobs).mean(), t)
-        loss.backward()
+        for part, a, known in zip(parts, advantages.split(size), logprobs.split(size), strict=True):
+            with self._autocast:
+                of_part = known if whole else logprob(self.policy, part, c.temperature)
+            loss = _finite("loss", -(a * of_part).mean(), t)
+            (loss if whole else loss * len(a) / len(advantages)).backward()
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
         grad_norm = _finite("gradient", get_total_norm(gradients), t)
+        if c.max_grad_norm:
+            clip_grads_with_norm_(self.policy.parameters(), c.max_grad_norm, grad_norm)
         return {
             "step": t,
             "objective": r_beta.mean().item(),

@@ -8,7 +8,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Experiment:
     def __init__(self, config: WarpConfig, given: StoredInputs | None = None) -> None:
         self.config = c = config
         self.given = given or stored_inputs(c)
-        shape = c.batch_size, self.given.prompt_tokens, c.max_new_tokens
+        shape = c.micro_batch or c.batch_size, self.given.prompt_tokens, c.max_new_tokens
         self.run_bytes = needed_bytes(*self.given.policy_shape, *shape, keeps_last=c.max_kl > 0)
         self.identity, self.theta_sft = self.given.identity, self.given.theta_sft
         self.size = self.theta_sft.size
@@ -235,7 +235,7 @@ def rl_run(
                 if folder:
                     write(folder, kind)
 
-    with taped(policy, config.max_new_tokens):
+    with nullcontext() if config.micro_batch else taped(policy, config.max_new_tokens):
         to_the_end(run, checkpoint, config.max_kl, passed)  # lines 5 to 10
     write(out, output)
 
