@@ -7,6 +7,7 @@ Each notebook runs in a papermill process of its own, two side by side in the la
 as RUNS/ID/executed.ipynb, with fingerprints of its parameters, its sources and the results it read.
 """
 
+import os
 import re
 import signal
 import subprocess
@@ -94,7 +95,8 @@ def _start(section: Section) -> Running:
     executing = _executing(section)
     executing.parent.mkdir(parents=True, exist_ok=True)
     executing.unlink(missing_ok=True)
-    papermill = [sys.executable, str(NOTEBOOK), str(section.notebook), str(executing)]
+    papermill = [sys.executable, str(NOTEBOOK), str(os.getpid())]
+    papermill += [str(section.notebook), str(executing)]
     options = ["--cwd", str(section.root), "-k", "python3", "-l", "python", "--no-progress-bar"]
     command = [*papermill, *options]
     command += [part for file in section.files for part in ("-f", str(file))]

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -188,6 +190,19 @@ def interrupt(journal, awaited, number=signal.SIGINT):
     while time.monotonic() < deadline and not {*awaited} <= {*calls(journal)}:
         time.sleep(0.05)
     os.kill(os.getpid(), number)
+
+
+def test_a_process_whose_parent_is_gone_before_it_can_ask_ends():
+    """It had imported torch for seconds, and took the system's first process for its parent."""
+    program = (
+        "import time\nfrom warp_core.store.signals import end_with_parent\n"
+        "end_with_parent({})\ntime.sleep({})"
+    )
+    start = time.monotonic()
+    orphan = subprocess.run([sys.executable, "-c", program.format(2**22 + 1, 30)])
+    assert (orphan.returncode, time.monotonic() - start < 20) == (1, True)
+    child = subprocess.run([sys.executable, "-c", program.format(os.getpid(), 0.5)])
+    assert child.returncode == 0
 
 
 # Which weights stay

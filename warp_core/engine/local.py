@@ -232,14 +232,14 @@ class _Process:
     """One process that takes one call at a time."""
 
     def __init__(self) -> None:
-        self._executor = ProcessPoolExecutor(max_workers=1, initializer=_begin)
+        self._executor = _executor()
 
     def submit(self, function: Callable[..., None], *arguments: object) -> Future[None]:
         try:
             return self._executor.submit(function, *arguments)
         except BrokenProcessPool:  # it died while it had nothing to do
             self.end()
-            self._executor = ProcessPoolExecutor(max_workers=1, initializer=_begin)
+            self._executor = _executor()
             return self._executor.submit(function, *arguments)
 
     def interrupt(self) -> None:
@@ -250,9 +250,13 @@ class _Process:
         self._executor.shutdown(wait=False, kill_workers=True)
 
 
-def _begin() -> None:
+def _executor() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(max_workers=1, initializer=_begin, initargs=(os.getpid(),))
+
+
+def _begin(parent: int) -> None:
     """In a process of its own, before its first task."""
-    end_with_parent()
+    end_with_parent(parent)
     # loky would end a process that has grown; ours keeps what it frees, for its next task.
     process_executor._USE_PSUTIL = False
 

@@ -39,9 +39,12 @@ def _handled(by: Callable[[int, Any], Any]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def end_with_parent() -> None:
-    """End this process when the one that started it is gone: nobody waits for it any more."""
-    parent = os.getppid()
+def end_with_parent(parent: int) -> None:
+    """End this process when the one that started it is gone: nobody waits for it any more.
+
+    Args:
+        parent: its number, for it may be gone before this process can ask.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
