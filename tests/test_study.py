@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from reports.text.statistics import comparisons, differences
 from warp_core import study as study_module
 from warp_core.config import load_params
+from warp_core.engine.local import LocalEngine
 from warp_core.merge import lerp
 from warp_core.store.errors import ConfigError
 from warp_core.store.files import read_jsonl
 from warp_core.store.results import Store
 from warp_core.study import config_of, policy_of, run_studies, run_study, wanted
+from warp_core.train import Run
 from warp_core.warp import Experiment
 from warp_core.world.studies import Point, Study
 
@@ -107,6 +109,30 @@ def bits(path):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl(path)]
 
 
+def test_an_ema_that_is_asked_for_later_is_in_the_checkpoint_of_before(made, monkeypatch):
+    """A run with an SFT anchor is interrupted before anyone wants its EMA."""
+    e = Experiment(config_of(made(), "sft", 1))
+    alone, broken = Store(study_module.STORE / "alone"), Store(study_module.STORE / "broken")
+    ema = e.rl_run(e.theta_sft, 1, 1, 4, "ema")
+    assert not e.engine().compute(alone, [ema], [ema])
+    run, gradient, calls = e.rl_run(e.theta_sft, 1, 1, 4), Run.gradient, []
+
+    def interrupted(self):
+        calls.append(self.t)
+        if self.t == 2:
+            raise KeyboardInterrupt
+        return gradient(self)
+
+    monkeypatch.setattr(Run, "gradient", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        LocalEngine(1).compute(broken, [run], [run])
+    monkeypatch.setattr(Run, "gradient", gradient)
+    assert not LocalEngine(1).compute(broken, [run, ema], [run, ema])
+    assert calls == [0, 1, 2]
+    for file in ("weights/model.safetensors", "steps.jsonl"):
+        assert bits(broken.path(ema) / file) == bits(alone.path(ema) / file)
+
+
 def test_policies_are_what_their_names_say(made):
     study = made()
     engine_store = store()
@@ -179,6 +205,23 @@ def test_a_study_that_cannot_be_is_refused_and_nothing_created(made, changes, sa
         run_study(made(**changes))
     assert said in str(caught.value)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        ({"what": "run", "m": [4]}, "m: 4 given; it has 3"),
+        ({"what": "run", "t": [3]}, "t: 3 given; it has 2"),
+        ({"what": "slerp", "iteration": [2]}, "iteration: 2 given; it has 1"),
+        ({"what": "slerp", "m": [3], "lam": [0.5]}, "lam: given, and weighs the second of two"),
+        ({"what": "run", "lam": [0.5]}, "lam: given, and weighs the second of two"),
+        ({"what": "lerp", "t": [1]}, "t: given, and a merge has none"),
+    ],
+)
+def test_policies_that_an_arm_does_not_have_are_refused(made, points, said):
+    with pytest.raises(ConfigError, match="policies of arm 'many'") as caught:
+        wanted(made(policies=[{"arm": "many", **points}]))
+    assert said in str(caught.value)
 
 
 COMPARED = {"name": "a", "ours": {"arm": "many", "what": "slerp", "m": 2, "eta": 1.0}}
@@ -318,7 +361,7 @@ def test_every_study_of_the_project_at_tiny_sizes(made):
     for study, rows in zip(studies, tables, strict=True):
         assert len(rows) == len(wanted(study))
         for comparison in comparisons(study):
-            found = differences(rows, comparison)
+            found = differences(rows, comparison, wanted(study))
             assert set(found) == set(study.seeds), (study.name, comparison.name)
     # Studies share runs, and a long one passes short ones.
     e = Experiment(config_of(studies[STUDIES.index(ROOT / "params/study_liti.yaml")], "ema", 1))

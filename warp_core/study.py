@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from warp_core.config import WarpConfig, load_params
+from warp_core.config import ConfigError, WarpConfig, load_params
 from warp_core.engine.tables import Entry, Row, Table, complete
 from warp_core.evaluate import Completions
 from warp_core.merge import angles_of, geometry_of_files
@@ -58,6 +58,8 @@ def wanted(study: Study) -> list[tuple[int | None, Point]]:
     rows: dict[str, tuple[int | None, Point]] = {"": (None, Point())}
     for each in (Points(**policies) for policies in study.policies):
         c, seeds = config_of(study, each.arm, study.seeds[0]), study.seeds[: each.seeds or None]
+        if said := each.beyond(c.iterations, c.runs, c.steps):
+            raise ConfigError(f"{study.name}: policies of arm {each.arm!r}: {said}")
         for point in each.points(c.iterations, c.runs, c.steps):
             rows |= {f"{seed} {point.model_dump_json()}": (seed, point) for seed in seeds}
     return list(rows.values())

@@ -57,7 +57,8 @@ class Experiment:
     def __init__(self, config: WarpConfig, given: StoredInputs | None = None) -> None:
         self.config = c = config
         self.given = given or stored_inputs(c)
-        shape = c.micro_batch or c.batch_size, self.given.prompt_tokens, c.max_new_tokens
+        at_once = min(c.micro_batch or c.batch_size, c.batch_size)
+        shape = at_once, self.given.prompt_tokens, c.max_new_tokens
         self.run_bytes = needed_bytes(*self.given.policy_shape, *shape, keeps_last=c.max_kl > 0)
         self.identity, self.theta_sft = self.given.identity, self.given.theta_sft
         self.size = self.theta_sft.size
@@ -216,7 +217,7 @@ def rl_run(
     policy, tokenizer = load_policy(str(theta_init))
     anchor = load_policy(str(theta_sft))[0] if theta_sft else copy.deepcopy(policy)
     on_the_way = [(p["training"]["steps"], p.get("output", "policy"), c) for p, c in passing]
-    follows = theta_sft and "ema" in (output, *(kind for _, kind, _ in on_the_way))
+    follows = theta_sft is not None  # asked for or not: a checkpoint may be asked for it later
     theta_ema = {n: w.clone() for n, w in weights_of(policy).items()} if follows else None
     r, x = load_reward(str(reward), positive_label), read_prompts(prompts)
     run = Run(policy, anchor, tokenizer, r, x, config, seed, theta_ema)  # line 4

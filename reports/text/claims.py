@@ -16,7 +16,9 @@ from reports.text.studies import (
     mean_text,
     value,
 )
-from reports.text.words import estimate_text
+from reports.text.words import estimate_text, number
+
+SMALL = 0.15  # points: an interval within it is said to be no difference to speak of
 
 
 def headline(found: Sequence[Verdict]) -> list[str]:
@@ -26,42 +28,48 @@ def headline(found: Sequence[Verdict]) -> list[str]:
     lerp, seed, longer = (
         by_name[name] for name in ("slerp_above_lerp_at_equal_kl", "fourth_is_worse", "t30_gains")
     )
+    same = four.between and max(-four.between["low"], four.between["high"]) < SMALL
+    parallel = (
+        "Слияние — способ обучать параллельно: при равной KL фронт четырёх слитых запусков отличается от "
+        f"фронта одного запуска вчетверо длиннее меньше чем на {number(SMALL, 0.1)} балла"
+    )
     worth = {
         HOLDS: "Слияние окупается: при равной KL фронт четырёх слитых запусков выше фронта одного запуска "
         "вчетверо длиннее",
         REFUTED: "Слияние проигрывает: при равной KL фронт четырёх слитых запусков ниже фронта одного "
         "запуска вчетверо длиннее",
-        UNKNOWN: "Слияние — способ обучать параллельно: при равной KL фронт четырёх слитых запусков "
-        "неотличим от фронта одного запуска вчетверо длиннее",
+        UNKNOWN: "Выше ли при равной KL фронт четырёх слитых запусков, чем фронт одного запуска вчетверо "
+        "длиннее, по этим обучениям не сказать",
         NONE: "Фронт четырёх слитых запусков рядом с фронтом одного запуска вчетверо длиннее",
     }
     above = {
         HOLDS: "Фронт даёт интерполяция к начальным весам: при равной KL он выше траектории "
         "того же запуска",
         REFUTED: "Интерполяция к начальным весам при равной KL ниже траектории того же запуска",
-        UNKNOWN: "Интерполяция к начальным весам при равной KL неотличима от траектории того же запуска",
+        UNKNOWN: "Выше ли при равной KL интерполяция к начальным весам, чем траектория того же запуска, "
+        "по этим обучениям не сказать",
         NONE: "Интерполяция к начальным весам рядом с траекторией того же запуска",
     }
     by_lerp = {
         HOLDS: "SLERP при равной KL выше LERP",
         REFUTED: "SLERP при равной KL ниже LERP",
-        UNKNOWN: "SLERP и LERP при равной KL неразличимы",
+        UNKNOWN: "какое слияние лучше при равной KL, SLERP или LERP, по этим обучениям не сказать",
         NONE: "SLERP рядом с LERP",
     }
     fourth = {
         HOLDS: "как и там, WARP-модель хуже SFT-модели",
         REFUTED: "вопреки ему WARP-модель лучше SFT-модели",
-        UNKNOWN: "WARP-модель неотличима от SFT-модели",
+        UNKNOWN: "лучше ли WARP-модель, чем SFT-модель, по этим обучениям не сказать",
         NONE: "WARP-модель рядом с SFT-моделью",
     }
     more = {
         HOLDS: "большее T помогает",
         REFUTED: "большее T вредит",
-        UNKNOWN: "от большего T награда не меняется заметно",
+        UNKNOWN: "помогает ли большее T, по этим обучениям не сказать",
         NONE: "большее T",
     }
     return [
-        f"{worth[four.word]} ({_told(four)}).",
+        f"{parallel if same and four.word == UNKNOWN else worth[four.word]} ({_told(four)}).",
         f"{above[liti.word]} ({_told(liti)}); {by_lerp[lerp.word]} ({_told(lerp)}).",
         f"В четвёртом эксперименте исходного отчёта {fourth[seed.word]} ({_told(seed)}), и "
         f"{more[longer.word]}: T = 30 против T = 10 — {_told(longer)}.",

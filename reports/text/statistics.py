@@ -55,8 +55,10 @@ def comparisons(study: Study) -> list[Comparison]:
     return compared
 
 
-def differences(rows: Sequence[Row], comparison: Comparison) -> dict[int, float]:
-    """ours − share · theirs by training seed, for the seeds that have both.
+def differences(
+    rows: Sequence[Row], comparison: Comparison, asked: Sequence[tuple[int | None, Point]]
+) -> dict[int, float]:
+    """ours − share · theirs by training seed, for the seeds that have all rows of both that are asked for.
 
     At equal KL it is `at_equal_kl` of the curves through the rows of each side and θ_sft.
     """
@@ -67,11 +69,18 @@ def differences(rows: Sequence[Row], comparison: Comparison) -> dict[int, float]
     def side(keys: Mapping[str, Any], seed: int) -> list[Row]:
         return [row for row in rows if row["seed"] in (seed, None) and _fits(row, keys)]
 
+    def complete(keys: Mapping[str, Any], seed: int) -> bool:
+        fitting = [s for s, point in asked if s in (seed, None) and _fits(point.model_dump(), keys)]
+        return len(side(keys, seed)) == len(fitting) > 0
+
     sft = [row for row in rows if row["what"] == "sft"]
     found: dict[int, float] = {}
     for seed in dict.fromkeys(row["seed"] for row in rows if row["seed"] is not None):
         ours, theirs = side(comparison.ours, seed), side(comparison.theirs, seed)
-        if not (ours and theirs and sft):
+        sides = comparison.ours, comparison.theirs
+        if not (sft and all(complete(keys, seed) for keys in sides)):
+            continue
+        if len({row["reward_model"] for row in [*ours, *theirs, *sft]}) > 1:  # of two machines
             continue
         if comparison.at == "policy":
             found[seed] = value(ours[0]) - comparison.share * value(theirs[0])

@@ -18,6 +18,7 @@ from reports.text.statistics import comparisons, differences, holm, load_study
 from reports.text.words import number
 from warp_core.evaluate import between_trainings
 from warp_core.store.files import read_jsonl
+from warp_core.study import wanted
 from warp_core.world.studies import Comparison, Study
 
 Row = Mapping[str, Any]
@@ -103,7 +104,7 @@ def verdicts(studies: Sequence[Study]) -> list[Verdict]:
     for study in studies:
         rows = read_jsonl(study.path)
         for comparison in comparisons(study):
-            by_seed = differences(rows, comparison)
+            by_seed = differences(rows, comparison, wanted(study))
             values = list(by_seed.values())
             between = between_trainings(values) if len(values) > 1 else {}
             found.append((study, comparison, by_seed, between))

@@ -88,6 +88,13 @@ def test_conversations_are_read_up_to_the_users_last_message(tmp_path):
     assert with_completion("a film", " is good") == "a film is good"
 
 
+def test_a_message_in_parts_is_its_text(tmp_path):
+    parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "film"}]
+    rows = [[{"role": "user", "content": parts}], *many(15)]
+    found = load_prompts(conversations(tmp_path, rows), 0, 2)
+    assert [{"role": "user", "content": "a film"}] in [*found.train, *found.evaluation]
+
+
 def test_a_column_and_a_split_can_be_named(tmp_path):
     source = conversations(
         tmp_path, ["good film", "bad plot", *map(str, range(20))], column="question"
@@ -114,6 +121,8 @@ def test_a_whole_text_keeps_its_white_space(tmp_path):
         (many(), 4, "has conversations, which need 0"),
         ([[{"role": "assistant", "content": "x"}]], 0, "a conversation without a user"),
         ([[{"who": "user", "content": "x"}]], 0, "neither texts nor lists of role and content"),
+        ([[{"role": "user", "content": [{"type": "image"}]}]], 0, "neither texts nor lists"),
+        ([[{"role": "user", "content": None}]], 0, "neither texts nor lists"),
         ([7, 8], 0, "neither texts nor lists of role and content"),
     ],
 )
@@ -179,6 +188,16 @@ def test_a_reward_model_reads_conversations_by_its_own_template_or_as_text(
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     templated = load_reward(str(folder)).rendered([chat])
     assert templated == [f" a film{tiny.END} the plot{tiny.END} good{tiny.END}"]
+
+
+def test_a_template_that_begins_with_the_first_token_keeps_it_unless_the_tokenizer_puts_it(
+    tiny_reward_folder, monkeypatch
+):
+    """Of chat bodies whose first token is their turn's mark, which they do not put themselves."""
+    reward = load_reward(str(tiny_reward_folder))
+    reward.tokenizer.chat_template = tiny.END + TEMPLATE
+    reward.tokenizer.bos_token = tiny.END
+    assert reward.rendered([TURNS])[0].startswith(tiny.END)
 
 
 # Policies that cannot be sampled

@@ -145,15 +145,17 @@ class Store:
         return dict(sorted(found.items()))
 
     def seconds_behind(self, task: Task, kind: str) -> dict[str, float]:
-        """What the tasks of a kind took that a result was made by: `all` of them, the longest `chain`."""
+        """What the steps of a kind of tasks behind a result took: `all` of them, the longest `chain`."""
         took: dict[str, float] = {}
+        chains: dict[str, float] = {}
 
         def chain(task: Task) -> float:
-            behind = max(map(chain, task.reads), default=0.0)
-            if task.kind == kind and self.has(task):
-                folder = self.path(task)
-                took[task.name] = sealed_json(folder / "origin.json", folder)["seconds"]
-            return behind + took.get(task.name, 0.0)
+            if task.name not in chains:
+                if task.kind == kind and self.has(task):
+                    took[task.name] = sum(row["seconds"] for row in self.rows(task))
+                behind = max(map(chain, task.reads), default=0.0)
+                chains[task.name] = behind + took.get(task.name, 0.0)
+            return chains[task.name]
 
         longest = chain(task)
         return {"all": sum(took.values()), "chain": longest}
@@ -210,6 +212,7 @@ class Store:
             else:
                 with self._appearing(task, start) as out:
                     yield out
+                shutil.rmtree(self._work(task), ignore_errors=True)
 
     def tidy(self) -> None:
         """Remove what killed processes had begun, and checkpoints of what is done."""

@@ -152,7 +152,7 @@ def _read(spec: str, column: str, split: str) -> list[Prompt]:
 def _conversation(spec: str, messages: Any) -> Conversation:
     """Up to the user's last message: what an answer is to be given to."""
     try:
-        turns = [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
+        turns = [{"role": str(m["role"]), "content": _content(m["content"])} for m in messages]
     except (TypeError, KeyError):
         raise ConfigError(
             f"prompts: {spec!r} given; its column holds neither texts nor lists of role and content: "
@@ -162,6 +162,15 @@ def _conversation(spec: str, messages: Any) -> Conversation:
     if last < 0:
         raise ConfigError(f"prompts: {spec!r} given; a conversation without a user: {turns!r:.100}")
     return turns[: last + 1]
+
+
+def _content(content: Any) -> str:
+    """A message's text, which may come in parts; TypeError where one is no text."""
+    if isinstance(content, list) and all(part["type"] == "text" for part in content):
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise TypeError(content)
+    return content
 
 
 def _read_data_set(spec: str, column: str, split: str) -> list[Any]:

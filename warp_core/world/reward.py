@@ -57,8 +57,9 @@ class RewardModel:
 
     def _chat(self, messages: Conversation) -> str:
         """Without the token that the tokenizer puts first itself."""
-        text = rendered_chat(self.tokenizer, messages, False)
-        return text.removeprefix(str(self.tokenizer.bos_token or ""))
+        text, bos = rendered_chat(self.tokenizer, messages, False), self.tokenizer.bos_token_id
+        puts_it = bos is not None and self.tokenizer("a")["input_ids"][0] == bos
+        return text.removeprefix(str(self.tokenizer.bos_token)) if puts_it else text
 
     def score(self, texts: Sequence[str]) -> Tensor:
         """Rewards of one batch, with their graph."""

@@ -47,6 +47,23 @@ class Points(Parameters):
     lam: list[Number] = []  # noqa: RUF012
     eta: list[Eta] = [1.0]  # noqa: RUF012
 
+    def beyond(self, iterations: int, runs: int, steps: int) -> str:
+        """What an arm of so many iterations, runs and steps does not have; empty if it has all."""
+        merged = self.what in ("slerp", "lerp")
+        asked = {
+            "iteration": (self.iteration, iterations),
+            "m": (self.m, runs),
+            "t": (self.t, steps),
+        }
+        for key, (values, most) in asked.items():
+            if max(values, default=1) > most:
+                return f"{key}: {max(values)} given; it has {most}"
+        if self.lam and not (merged and (self.m or [runs]) == [2]):
+            return "lam: given, and weighs the second of two: m: [2] is needed"
+        return (
+            "t: given, and a merge has none" if self.t and (merged or self.what == "warp") else ""
+        )
+
     def points(self, iterations: int, runs: int, steps: int) -> Iterator[Point]:
         """Each of them; m is 1 or all runs, t is T, where they are not given."""
         merged, at = self.what in ("slerp", "lerp"), self.iteration

@@ -128,6 +128,19 @@ def test_what_has_not_been_computed_is_said_and_counts_among_the_primary(project
     assert study_figures.forest([v for v in found if v.study == study]) is None
 
 
+def test_a_training_counts_when_all_rows_of_a_curve_are_there_and_of_one_reward_model(project):
+    every = project(0.3)
+    study = next(study for study in every if study.name == "iterations")
+    rows = studies.load_rows(study)
+    of_four = [row for row in rows if row["arm"] == "merged" and row["m"] == 4 and row["seed"] == 3]
+    write_jsonl(study.path, [row for row in rows if row is not of_four[1]])
+    assert set(named(studies.verdicts(every))["four_against_one"].by_seed) == {1, 2, 4, 5, 6, 7, 8}
+    write_jsonl(
+        study.path, [row | ({"reward_model": "two"} if row is of_four[1] else {}) for row in rows]
+    )
+    assert set(named(studies.verdicts(every))["four_against_one"].by_seed) == {1, 2, 4, 5, 6, 7, 8}
+
+
 def test_tables_are_the_rows(project):
     every = project()
     found = studies.verdicts(every)
