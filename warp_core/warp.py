@@ -158,12 +158,10 @@ class Experiment:
 
     def measured(self, store: Store, evaluation: Task) -> dict[str, Estimate]:
         """An evaluated policy's reward, KL to θ_sft and, where there is a judge, what it says."""
-        answers, folder = (
-            Completions.load(store.path(evaluation)),
-            store.path(self.judged(evaluation)),
-        )
+        answers = Completions.load(store.path(evaluation))
         values = {"reward": estimate(answers.rewards), "kl": estimate(answers.kls)}
         if self.config.judge:
+            folder = store.path(self.judged(evaluation))
             rows = sealed_jsonl(folder / JUDGED, folder)
             values["judge"] = estimate([row["judge"] for row in rows])
         return values
@@ -217,8 +215,8 @@ def rl_run(
     policy, tokenizer = load_policy(str(theta_init))
     anchor = load_policy(str(theta_sft))[0] if theta_sft else copy.deepcopy(policy)
     on_the_way = [(p["training"]["steps"], p.get("output", "policy"), c) for p, c in passing]
-    follows = theta_sft is not None  # asked for or not: a checkpoint may be asked for it later
-    theta_ema = {n: w.clone() for n, w in weights_of(policy).items()} if follows else None
+    # Asked for or not: a checkpoint may be asked for it later.
+    theta_ema = {n: w.clone() for n, w in weights_of(policy).items()} if theta_sft else None
     r, x = load_reward(str(reward), positive_label), read_prompts(prompts)
     run = Run(policy, anchor, tokenizer, r, x, config, seed, theta_ema)  # line 4
     checkpoint = Checkpoint(work, config.steps, checkpoint_every)

@@ -5,17 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from reports.text.studies import (
-    HOLDS,
-    NONE,
-    REFUTED,
-    UNKNOWN,
-    Row,
-    Verdict,
-    grouped,
-    mean_text,
-    value,
-)
+from reports.text.statistics import value
+from reports.text.studies import HOLDS, NONE, REFUTED, UNKNOWN, Row, Verdict, grouped, mean_text
 from reports.text.words import estimate_text, number
 
 SMALL = 0.15  # points: an interval within it is said to be no difference to speak of

@@ -47,7 +47,7 @@ def comparisons(study: Study) -> list[Comparison]:
             ]
             if unknown:
                 continue
-            found = [point for point in points if _fits(point.model_dump(), side)]
+            found = [point for point in points if fits(point.model_dump(), side)]
             if not found or (each.at == "policy" and len(found) > 1):
                 mistakes.append(f"{where}: {side} fits {len(found)} of the evaluated policies")
     if mistakes:
@@ -63,17 +63,14 @@ def differences(
     At equal KL it is `at_equal_kl` of the curves through the rows of each side and θ_sft.
     """
 
-    def value(row: Mapping[str, Any], measure: str = comparison.measure) -> float:
-        return row[measure]["mean"] if isinstance(row[measure], Mapping) else row[measure]
-
     def side(keys: Mapping[str, Any], seed: int) -> list[Row]:
-        return [row for row in rows if row["seed"] in (seed, None) and _fits(row, keys)]
+        return [row for row in rows if row["seed"] in (seed, None) and fits(row, keys)]
 
     def complete(keys: Mapping[str, Any], seed: int) -> bool:
-        fitting = [s for s, point in asked if s in (seed, None) and _fits(point.model_dump(), keys)]
+        fitting = [s for s, point in asked if s in (seed, None) and fits(point.model_dump(), keys)]
         return len(side(keys, seed)) == len(fitting) > 0
 
-    sft = [row for row in rows if row["what"] == "sft"]
+    measure, sft = comparison.measure, [row for row in rows if row["what"] == "sft"]
     found: dict[int, float] = {}
     for seed in dict.fromkeys(row["seed"] for row in rows if row["seed"] is not None):
         ours, theirs = side(comparison.ours, seed), side(comparison.theirs, seed)
@@ -83,15 +80,21 @@ def differences(
         if len({row["reward_model"] for row in [*ours, *theirs, *sft]}) > 1:  # of two machines
             continue
         if comparison.at == "policy":
-            found[seed] = value(ours[0]) - comparison.share * value(theirs[0])
+            found[seed] = value(ours[0], measure) - comparison.share * value(theirs[0], measure)
         else:
-            a, b = ([(value(r, "kl"), value(r)) for r in each] for each in (ours, theirs))
-            difference = at_equal_kl(a, b, value(sft[0]))
+            a, b = ([(value(r, "kl"), value(r, measure)) for r in each] for each in (ours, theirs))
+            difference = at_equal_kl(a, b, value(sft[0], measure))
             found |= {} if difference is None else {seed: difference}
     return found
 
 
-def _fits(row: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:
+def value(row: Row, measure: str) -> float:
+    """A row's measure: the mean over prompts, or the figure itself."""
+    return row[measure]["mean"] if isinstance(row[measure], Mapping) else row[measure]
+
+
+def fits(row: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:
+    """Whether a row, or a policy, has these values."""
     return all(row[key] == value for key, value in keys.items())
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.text.statistics import comparisons, differences, holm, load_study
+from reports.text.statistics import comparisons, differences, fits, holm, load_study, value
 from reports.text.words import number
 from warp_core.evaluate import between_trainings
 from warp_core.store.files import read_jsonl
@@ -206,19 +206,12 @@ def _lerp_norm(row: Row) -> float:
 def _mixed_kl(row: Row, rows: Sequence[Row]) -> float | None:
     """The KLs of the two runs, weighed as the merge weighs them."""
     alike = {"what": "run", "seed": row["seed"], "arm": row["arm"], "eta": 1}
-    kl = {
-        r["m"]: value(r, "kl") for r in rows if all(r[key] == each for key, each in alike.items())
-    }
+    kl = {r["m"]: value(r, "kl") for r in rows if fits(r, alike)}
     lam = 0.5 if row["lam"] is None else row["lam"]
     return (1 - lam) * kl[1] + lam * kl[2] if {1, 2} <= kl.keys() else None
 
 
 # Rows
-
-
-def value(row: Row, measure: str) -> float:
-    """A row's measure: the mean over prompts, or the figure itself."""
-    return row[measure]["mean"] if isinstance(row[measure], Mapping) else row[measure]
 
 
 def grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:

@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from reports.text.figures import COLORS, new_axes
-from reports.text.studies import Row, Verdict, grouped, policy_name, value
+from reports.text.statistics import fits, value
+from reports.text.studies import Row, Verdict, grouped, policy_name
 from warp_core.world.studies import Study
 
 # Okabe and Ito's, which the colour-blind tell apart.
@@ -24,7 +25,7 @@ def plane(study: Study, rows: Sequence[Row], ax: Axes, measure: str = "reward") 
     sft = next(row for row in rows if row["what"] == "sft")
     for k, curve in enumerate(study.curves):
         keys = {key: each for key, each in curve.items() if key != "label"}
-        chosen = [row for row in rows if all(row[key] == each for key, each in keys.items())]
+        chosen = [row for row in rows if fits(row, keys)]
         color, marker = PALETTE[k % len(PALETTE)], MARKERS[k % len(MARKERS)]
         for _, of_seed in grouped(chosen, lambda row: row["seed"]).items():
             points = sorted((value(row, "kl"), value(row, measure)) for row in of_seed)
