@@ -81,12 +81,13 @@ class Experiment:
         inputs = {"theta_init": theta_init, "reward": given.reward, "prompts": given.train}
         inputs |= {"theta_sft": self.theta_sft} if c.anchor == "sft" else {}
         arguments = {"positive_label": c.positive_label, "seed": run_seed(c, i, m)}
-        arguments |= {"training": c.training.model_dump() | {"steps": steps}}
+        training = c.training.model_dump(exclude_defaults=True)  # so that later keys change no name
+        arguments |= {"training": training | {"steps": steps}}
         arguments |= {} if output == "policy" else {"output": output}
         hints, label = {"checkpoint_every": c.checkpoint_every}, f"{c.name}, iteration {i}, run {m}"
         states = 2 if 0 < c.checkpoint_every < steps else 1  # the new one beside the old
         states *= 4 + (c.max_kl > 0)  # weights, anchor, two moments; weights before the last update
-        endless = arguments | {"training": c.training.model_dump() | {"steps": 0}, "output": ""}
+        endless = arguments | {"training": training | {"steps": 0}, "output": ""}
         way = Task("run", rl_run, endless, inputs).name
         sizes = {"steps": steps, "size": self.size, "scratch": states * self.size}
         return Task("run", rl_run, arguments, inputs, hints, label, way=way, **sizes)
@@ -303,7 +304,7 @@ def run_warp(config: WarpConfig, run_dir: Path | str | None = None) -> Summary:
     run_dir = Path(run_dir or config.folder)
     e, store = Experiment(config), Store(run_dir.parent / "store")
     resources = e.engine().resources(e.run_bytes, store, e.wanted(), e.kept())
-    about = config.model_dump(), run_dir, e.identity, RESULTS, resources
+    about = config, run_dir, e.identity, RESULTS, resources
     return computed_once(*about, lambda: _run(e, store, run_dir))
 
 
@@ -364,7 +365,7 @@ def run_front(
         raise ConfigError(f"run_dir: {str(run_dir)!r} has no finished experiment; run it first")
     e, store, path = Experiment(config), Store(run_dir.parent / "store"), run_dir / "front.jsonl"
     swept = e.front(etas)
-    with open_run(config.model_dump(), run_dir, e.identity):
+    with open_run(config, run_dir, e.identity):
         of_sft = e.evaluation(e.theta_sft, "SFT")
         e.engine().make(store, [of_sft, *(evaluation for _, evaluation in swept)], e.kept())
         e.show(store, run_dir)

@@ -16,7 +16,7 @@ from reports.build.page import ReportError
 from warp_core.config import ConfigError, FrontConfig, WarpConfig, load_params
 from warp_core.store.errors import DamagedError
 from warp_core.store.parameters import Parameters, RunParameters, unknown_parameter
-from warp_core.store.run_folder import check_run
+from warp_core.store.run_folder import read_run
 from warp_core.world.reward_training import RewardConfig
 from warp_core.world.studies import StudyChoice
 
@@ -112,7 +112,7 @@ class Project:
         for section in self.sections:
             if isinstance(section.config, RunParameters):
                 try:
-                    check_run({}, section.root / section.config.folder, {})
+                    read_run(section.root / section.config.folder)
                 except (ConfigError, DamagedError) as error:
                     mistakes.append(f"{section.id}: {error}")
         _refuse(mistakes)

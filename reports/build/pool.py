@@ -53,7 +53,7 @@ def _experiment(project: Project, section: Section, run_dir: str) -> Experiment:
     config = project.experiment(run_dir)
     try:
         experiment = Experiment(config)
-        check_run(config.model_dump(), section.root / config.folder, experiment.identity)
+        check_run(config, section.root / config.folder, experiment.identity)
     except ConfigError as error:
         raise ReportError(f"{section.place}: {error}") from None
     return experiment

@@ -13,14 +13,25 @@ from warp_core.config import WarpConfig
 from warp_core.store import run_folder
 from warp_core.store.errors import BusyError, ConfigError, DamagedError, Interrupted
 from warp_core.store.files import appearing, seal_json, seal_text, sealed_json
+from warp_core.store.parameters import RunParameters
 from warp_core.store.run_folder import computed_once, open_run, project_root, seconds_of
 from warp_core.warp import run_front, run_warp
+
+
+class Some(RunParameters):
+    name: str = "run"
+    lr: float = 1e-4
+    title: str = ""
+    workers: str = "0"
+    checkpoint_every: str = "25"
+    keep_weights: str = "all"
+
 
 PARAMS, IDENTITY = {"lr": 1e-6, "title": "Опыт", "run_dir": ""}, {"policy_sha256": "a"}
 
 
 def opened(params, run_dir, identity):
-    with open_run(params, run_dir, identity):
+    with open_run(Some(**params), run_dir, identity):
         pass
 
 
@@ -41,6 +52,17 @@ def test_a_folder_is_opened_again_by_the_same_experiment_alone(tmp_path):
         opened(PARAMS | {"lr": 1.0}, tmp_path / "run", IDENTITY)
     with pytest.raises(ConfigError, match="policy_sha256: 'a' there, 'b' asked for"):
         opened(PARAMS, tmp_path / "run", {"policy_sha256": "b"})
+
+
+def test_a_parameter_that_came_later_has_its_default_in_an_earlier_folder(tmp_path):
+    run = tmp_path / "run"
+    opened(PARAMS, run, IDENTITY)
+    earlier = "title: Опыт\nrun_dir: ''\n"  # before there was an lr
+    seal_text(run / "params.yaml", earlier)
+    opened({"title": "Опыт", "lr": 1e-4}, run, IDENTITY)
+    with pytest.raises(ConfigError, match=r"lr: 0\.0001 there, 1e-06 asked for"):
+        opened(PARAMS, run, IDENTITY)
+    assert (run / "params.yaml").read_text() == earlier
 
 
 @pytest.mark.parametrize("name", ["params.yaml", "meta.json"])
@@ -129,7 +151,7 @@ def compute(tmp_path):
     def call(params=PARAMS, meanwhile=lambda: None):
         done.clear()
         names = ["summary.json", "table.txt"]
-        about = params, tmp_path / "run", IDENTITY, names, resources(meanwhile)
+        about = Some(**params), tmp_path / "run", IDENTITY, names, resources(meanwhile)
         return computed_once(*about, results), list(done)
 
     return call
@@ -146,7 +168,7 @@ def test_what_is_there_is_not_computed_again(compute, tmp_path):
 
 def test_what_another_process_has_computed_meanwhile_is_not_computed_again(compute, tmp_path):
     def other():
-        with open_run(PARAMS, tmp_path / "run", IDENTITY):
+        with open_run(Some(**PARAMS), tmp_path / "run", IDENTITY):
             seal_text(tmp_path / "run" / "table.txt", "theirs")
             seal_json(tmp_path / "run" / "summary.json", {"x": "theirs"})
 
@@ -172,7 +194,7 @@ def test_a_result_that_is_missing_is_computed_and_one_that_is_spoilt_is_named(
 def test_the_time_of_all_attempts_is_added_up(tmp_path):
     assert seconds_of(tmp_path / "run") == 0
     for attempts in (1, 2):
-        with open_run({}, tmp_path / "run", {}):
+        with open_run(Some(), tmp_path / "run", {}):
             time.sleep(0.2)
         assert 0.2 * attempts <= seconds_of(tmp_path / "run") < 0.2 * attempts + 1
 
@@ -184,7 +206,7 @@ def test_a_signal_interrupts_with_what_to_do_and_its_time_counts(number, tmp_pat
         signal.raise_signal(number)
         time.sleep(5)
 
-    with pytest.raises(Interrupted) as caught, open_run({}, tmp_path / "run", {}):
+    with pytest.raises(Interrupted) as caught, open_run(Some(), tmp_path / "run", {}):
         work()
     assert str(caught.value) == (
         f"{tmp_path / 'run'}: stopped; all that was done is kept, and the same command goes on "
@@ -195,7 +217,10 @@ def test_a_signal_interrupts_with_what_to_do_and_its_time_counts(number, tmp_pat
 
 
 def test_an_interruption_that_says_more_is_left_as_it_is(tmp_path):
-    with pytest.raises(Interrupted, match=r"^stopped: run 2$"), open_run({}, tmp_path / "run", {}):
+    with (
+        pytest.raises(Interrupted, match=r"^stopped: run 2$"),
+        open_run(Some(), tmp_path / "run", {}),
+    ):
         raise Interrupted("stopped: run 2")
 
 
@@ -211,8 +236,9 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from warp_core.store import run_folder
+from warp_core.store.parameters import RunParameters
 run_folder.describe_machine = dict  # which would import torch
-with run_folder.open_run({}, Path(sys.argv[1]), {}):
+with run_folder.open_run(RunParameters(), Path(sys.argv[1]), {}):
     print("held", flush=True)
     time.sleep(60)
 """

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from warp_core.store.errors import BusyError, ConfigError, DamagedError, Interrupted
 from warp_core.store.files import make_room, seal_json, seal_text, sealed_json, sealed_text, sweep
 from warp_core.store.machine import describe_machine
+from warp_core.store.parameters import Parameters
 from warp_core.store.signals import terminated_as_interrupted
 
 LAYOUT = 2  # of a run folder; in 1 the folder itself held what the store holds now
@@ -39,19 +40,41 @@ def project_root() -> Path:
     )
 
 
-def check_run(params: dict[str, Any], run_dir: Path, identity: dict[str, str]) -> None:
+def check_run(params: Parameters, run_dir: Path, identity: dict[str, str]) -> None:
     """Raises ConfigError where the folder holds another experiment; lists what differs.
 
+    A parameter that came later than the folder has its default there.
+
     Args:
-        params: flat parameters, as in params.yaml.
         identity: fingerprints of what the parameters name but do not hold: weights, prompts.
+    """
+    there = read_run(run_dir)
+    if there is None:
+        return
+    of = {n: f.get_default(call_default_factory=True) for n, f in type(params).model_fields.items()}
+    there = of | there
+    differences = [
+        f"  {key}: {there.get(key)!r} there, {value!r} asked for"
+        for key, value in (params.model_dump() | identity).items()
+        if key not in NOT_COMPARED and there.get(key) != value
+    ]
+    if differences:
+        lines = [f"run_dir: {str(run_dir)!r} holds another experiment:", *differences]
+        raise ConfigError("\n".join([*lines, "choose another run_dir, or delete that folder"]))
+
+
+def read_run(run_dir: Path) -> dict[str, Any] | None:
+    """Parameters and identity of what a run folder holds; None where nothing is there yet.
+
+    Raises ConfigError where it is no run folder of this version, DamagedError where it is not what
+    was written.
     """
     if not (run_dir / "params.yaml").is_file():
         if any((run_dir / name).exists() for name in ("summary.json", "metrics.jsonl", "weights")):
             raise ConfigError(
                 f"run_dir: {str(run_dir)!r} is another run's folder (it has no params.yaml)"
             )
-        return
+        return None
     try:
         there = yaml.safe_load(sealed_text(run_dir / "params.yaml"))
         meta = sealed_json(run_dir / "meta.json")
@@ -66,15 +89,7 @@ def check_run(params: dict[str, Any], run_dir: Path, identity: dict[str, str]) -
             "continue; its summary.json and weights stay readable: move the folder away (and the "
             "folder sft beside it), or choose another run_dir"
         )
-    there |= meta["identity"]
-    differences = [
-        f"  {key}: {there.get(key)!r} there, {value!r} asked for"
-        for key, value in (params | identity).items()
-        if key not in NOT_COMPARED and there.get(key) != value
-    ]
-    if differences:
-        lines = [f"run_dir: {str(run_dir)!r} holds another experiment:", *differences]
-        raise ConfigError("\n".join([*lines, "choose another run_dir, or delete that folder"]))
+    return there | meta["identity"]
 
 
 def finished(run_dir: Path, results: Sequence[str]) -> dict[str, Any] | None:
@@ -87,7 +102,7 @@ def finished(run_dir: Path, results: Sequence[str]) -> dict[str, Any] | None:
 
 
 def computed_once(
-    params: dict[str, Any],
+    params: Parameters,
     run_dir: Path,
     identity: dict[str, str],
     results: Sequence[str],
@@ -107,7 +122,7 @@ def computed_once(
 
 
 @contextmanager
-def open_run(params: dict[str, Any], run_dir: Path, identity: dict[str, str]) -> Iterator[None]:
+def open_run(params: Parameters, run_dir: Path, identity: dict[str, str]) -> Iterator[None]:
     """Work in a run folder, alone: `check_run`, and a lock that does not outlive a killed process.
 
     What killed processes had begun to write is removed, and the time that this one takes is added to
@@ -122,7 +137,7 @@ def open_run(params: dict[str, Any], run_dir: Path, identity: dict[str, str]) ->
             if not (run_dir / "params.yaml").is_file():
                 about = {"layout": LAYOUT, "identity": identity}
                 seal_json(run_dir / "meta.json", describe_machine() | about)
-                text = yaml.safe_dump(params, allow_unicode=True, sort_keys=False)
+                text = yaml.safe_dump(params.model_dump(), allow_unicode=True, sort_keys=False)
                 seal_text(run_dir / "params.yaml", text)
             start, before = time.monotonic(), seconds_of(run_dir)
             try:

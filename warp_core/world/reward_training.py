@@ -115,7 +115,7 @@ def run_reward_model(config: RewardConfig) -> Row:
     reward = RewardModel(*load_classifier(config.reward_body, labels=1))
     if not (config.folder / RESULTS[0]).is_file():  # which is written last
         make_room(config.folder, total_bytes(reward.model))
-    about = config.model_dump(), config.folder, {"body_sha256": fingerprint(reward.model)}, RESULTS
+    about = config, config.folder, {"body_sha256": fingerprint(reward.model)}, RESULTS
     return computed_once(*about, nullcontext(), lambda: _compute(reward, train, held_out, config))
 
 
