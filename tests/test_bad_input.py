@@ -45,7 +45,7 @@ INTEGERS = {
     "epochs",
     "train_sentences",
 }
-TEXTS = {"prompts_split", "title", "policy", "reward_model", "prompts", "reward_body"}
+TEXTS = {"prompts_split", "title", "policy", "prompts", "reward_body"}
 CHOICES = {"baseline", "anchor", "precision", "keep_weights", "merge", "chat_template"}
 
 never_a_number = st.one_of(
@@ -103,7 +103,10 @@ BAD = (
         "name": never_a_name,
         "run_dir": st.one_of(st.none(), st.integers(), st.just("a\0b")),
         "shared_run_seed": st.sampled_from([None, "perhaps", 2, -1, [], math.nan]),
-        "judge": st.sampled_from([None, 1, "VADER", "reward", " "]),
+        "reward_model": st.sampled_from(
+            [None, 1, "", [], [1], [""], {}, [{"weight": "x"}], "a\0b"]
+        ),
+        "judge": st.sampled_from([None, 1, [], {"model": 1}, ["vader"]]),
         "prompts_column": st.sampled_from([None, 1, [], {}]),
         "positive_label": st.sampled_from([None, 1, [], {}]),
         "etas": st.sampled_from(

@@ -547,12 +547,12 @@ def test_a_run_beyond_max_kl_ends_with_the_weights_before_its_last_update(
 
 def rl_run(policy, folder, monkeypatch, training, **options):
     """What the engine computes, with the reward and the prompts of this file."""
-    monkeypatch.setattr(warp, "load_reward", lambda *_: count_good)
+    monkeypatch.setattr(warp, "stored_rewards", lambda *_: count_good)
     prompts = folder / "prompts"
     prompts.mkdir()
     seal_json(prompts / TEXTS, WORLD)
     (folder / "out").mkdir()
-    asked = {"theta_init": policy, "reward": folder, "prompts": prompts, "positive_label": ""}
+    asked = {"theta_init": policy, "rewards": [folder], "prompts": prompts, "scored": [{}]}
     asked |= {"training": settings(**training).model_dump(), "seed": 0, "checkpoint_every": 0}
     warp.rl_run(folder / "out", folder / "work", **asked | options)
 

@@ -31,6 +31,7 @@ from warp_core.warp import Experiment, run_front, run_seed, run_warp
 from warp_core.world.models import fingerprint, load_policy, stop_tokens, weights_of
 from warp_core.world.prompts import Prompts, load_prompts, prompt_batches
 from warp_core.world.reward import load_reward
+from warp_core.world.scorer import Scorer
 
 EXPERIMENTS = {
     "gpt2": {},
@@ -310,7 +311,12 @@ def expect_weights_of_the_result(config):
     for path in store_of(config).folder.rglob("model.safetensors"):
         links[path.parent.parent.name] = path.stat().st_nlink
     _, theta_slerp, warp = e.iterations[-1]
-    assert links == {e.theta_sft.name: 1, e.given.reward.name: 1, theta_slerp.name: 2, warp.name: 2}
+    assert links == {
+        e.theta_sft.name: 1,
+        e.given.rewards[0].name: 1,
+        theta_slerp.name: 2,
+        warp.name: 2,
+    }
 
 
 def test_side_by_side_or_one_after_the_other_the_bits_are_the_same(gpt2_copy, tmp_path):
@@ -622,7 +628,7 @@ def test_more_weights_than_the_disk_holds_are_refused_with_the_numbers(
     """θ_sft, r and eight sets of the policy's size, and a checkpoint of four beside them."""
     config = WarpConfig(**tiny_params)
     e, before = Experiment(config), list(tmp_path.iterdir())
-    needed = e.theta_sft.size + e.given.reward.size + (8 + 4) * e.size
+    needed = e.theta_sft.size + e.given.rewards[0].size + (8 + 4) * e.size
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
     with pytest.raises(StorageError, match=f"store: {needed} bytes .* are needed, {needed - 1} "):
@@ -693,20 +699,60 @@ def test_an_experiment_that_merges_by_lerp(finished, tmp_path):
     assert weights_below(lerped.folder) != weights_below(config.folder)
 
 
-def test_a_judge_is_evaluated_beside_the_reward_and_changes_nothing_else(
-    finished, tmp_path, monkeypatch
-):
+LENGTHS = "def length(texts):\n    return [len(text) for text in texts]\n"
+
+
+def test_a_judge_is_evaluated_beside_the_reward_and_changes_nothing_else(finished, tmp_path):
     config, summary = finished("gpt2")
-    monkeypatch.setattr(warp, "load_judge", lambda name: lambda texts: [len(t) for t in texts])
-    judged = config.model_copy(
-        update={"judge": "vader", "run_dir": str(tmp_path / "runs" / "run"), "workers": 1}
-    )
+    (tmp_path / "own.py").write_text(LENGTHS)
+    judge = f"python:{tmp_path / 'own.py'}:length"
+    update = {"judge": judge, "run_dir": str(tmp_path / "runs" / "run"), "workers": 1}
+    judged = config.model_copy(update=update)
     found = run_warp(judged)
     assert {k: v for k, v in found.items() if not k.endswith("_judge")} == summary
     samples = read_jsonl(judged.folder / "samples.jsonl")
     for whose in ("sft", "warp"):
         lengths = [len(row["prompt"] + row[whose]) for row in samples]
         assert found[f"{whose}_judge"] == estimate(lengths)
+    front = run_front(judged, etas=[0.0, 1.0])["front"]
+    assert front[0]["judge"] == found["sft_judge"]
+    assert front[1]["judge"]["mean"] != front[0]["judge"]["mean"]
+
+
+def test_a_sum_of_a_model_and_of_code_is_a_reward(finished, tmp_path):
+    config, _ = finished("gpt2")
+    (tmp_path / "own.py").write_text(LENGTHS)
+    own = Scorer(model=f"python:{tmp_path / 'own.py'}:length", weight=-0.25)
+    rewards = [Scorer(model=config.reward_model, weight=2.0), own]
+    update = {"reward_model": rewards, "run_dir": str(tmp_path / "runs" / "run")}
+    both = config.model_copy(update=update)
+    found = run_warp(both)
+    for whose in ("sft", "warp"):
+        texts = [row["prompt"] + row[whose] for row in read_jsonl(both.folder / "samples.jsonl")]
+        expected = 2 * load_reward(config.reward_model)(texts)
+        expected -= 0.25 * torch.tensor([len(text) for text in texts])
+        assert found[f"{whose}_reward"]["mean"] == pytest.approx(expected.mean().item(), abs=1e-5)
+    assert weights_below(both.folder) != weights_below(config.folder)
+    before = weights_below(both.folder)
+    (tmp_path / "own.py").write_text(LENGTHS.replace("len(text)", "-len(text)"))
+    with pytest.raises(ConfigError, match="reward_sha256: "):  # it is another reward now
+        run_warp(both)
+    assert weights_below(both.folder) == before
+
+
+def test_a_reward_that_fails_in_training_is_named_with_its_step(make_tiny_params, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "calls = []\n"
+        "def fails_later(texts):\n"
+        "    calls.append(1)\n"
+        "    return [float('nan') if len(calls) == 2 else 0.0 for text in texts]\n"
+    )
+    own = f"python:{tmp_path / 'own.py'}:fails_later"
+    changes = {"reward_model": own, "workers": 1}
+    config = WarpConfig(**make_tiny_params(run_dir=str(tmp_path / "runs" / "run"), **changes))
+    where = rf"^tiny, iteration 1, run 1: step 2: the reward {re.escape(own)} gives nan for '"
+    with pytest.raises(TrainingError, match=where):
+        run_warp(config)
 
 
 def test_the_evaluations_seed_is_not_the_trainings(finished, tmp_path):

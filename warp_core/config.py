@@ -17,6 +17,7 @@ from warp_core.store.parameters import (
     Text,
     load_params,
 )
+from warp_core.world.scorer import Judge, Rewards
 
 __all__ = ["ConfigError", "FrontConfig", "Training", "WarpConfig", "load_params"]
 
@@ -83,8 +84,9 @@ class WarpConfig(RunParameters, Training):
     """Heading in the report."""
     policy: Text = "asset:smollm2-135m-instruct"
     """θ_sft: `asset:NAME`, a GGUF file, a local folder or a hub id."""
-    reward_model: Text = "runs/reward_model/model"
-    """r: a local folder or a hub id of a sequence classifier with one or two labels."""
+    reward_model: Rewards = "runs/reward_model/model"
+    """r: a local folder or a hub id of a sequence classifier with one or two labels; or your own code,
+    `python:FILE:FUNCTION`; or a list of `Scorer`s, whose weighted sum it is."""
     positive_label: str = ""
     """Which label of a two-label reward model is the good one; empty for a one-label model."""
     prompts: Text = "asset:movie-reviews"
@@ -119,8 +121,8 @@ class WarpConfig(RunParameters, Training):
     eval_every: Annotated[Integer, Field(ge=0, le=1_000_000)] = 0
     """Steps from one evaluation of a run on its way to the next; 0: none. Each takes as long as that of
     the result, and a copy of the weights until it is done."""
-    judge: Literal["", "vader"] = ""
-    """What judges completions beside the reward, and is never trained on."""
+    judge: Judge = ""
+    """What judges completions beside the reward, and is never trained on: `vader`, or as a reward."""
 
     workers: Annotated[Integer, Field(ge=0, le=64)] = 0
     """Runs side by side, each with its share of the cores; 0: as many as differ and have a core."""
@@ -133,6 +135,13 @@ class WarpConfig(RunParameters, Training):
     def training(self) -> Training:
         """What a run reads of this; nothing else can decide its bits."""
         return Training(**{key: getattr(self, key) for key in Training.model_fields})
+
+    @field_validator("positive_label")
+    @classmethod
+    def _of_one_reward(cls, value: str, info: ValidationInfo) -> str:
+        if value and not isinstance(info.data.get("reward_model", ""), str):
+            raise ValueError("'', for each of several rewards has its own")
+        return value
 
 
 Etas = Annotated[list[Eta], Field(min_length=1)]

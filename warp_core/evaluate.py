@@ -23,9 +23,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from warp_core.rollout import Rollout, completion_logits, sample
 from warp_core.store.errors import EvaluationError
 from warp_core.store.files import sealed_jsonl, verify, write_jsonl
-from warp_core.train import Reward
 from warp_core.world.models import encode_prompts, stop_tokens
 from warp_core.world.prompts import Prompt, with_completion
+from warp_core.world.reward import Reward
 
 BATCH = 64
 ROLLOUTS = "rollouts.safetensors"
@@ -136,18 +136,21 @@ def front_summary(points: Sequence[Mapping[str, Any]], of_sft: Sequence[float]) 
     """The front and the RL runs beside it, from what each evaluation prompt gave.
 
     Args:
-        points: of each policy its `eta` or its `run`, and by prompt its `rewards` and `kls` to θ_sft.
+        points: of each policy its `eta` or its `run`, and by prompt its `rewards` and `kls` to θ_sft, and
+            what the `judge` says if there is one.
         of_sft: θ_sft's rewards on the same prompts.
 
     Returns:
-        front: by η, each eta, reward, kl, gain (reward − θ_sft's, paired by prompt); front_runs: by
+        front: by η, each eta, reward, kl, judge, gain (reward − θ_sft's, paired by prompt); front_runs: by
         run the same, and front_above: the front's reward at the run's KL, linear between its points,
         minus the run's, paired by prompt; null beyond the front's ends.
     """
 
     def described(point: Mapping[str, Any], name: str) -> dict[str, Any]:
         gain, kl = estimate(np.subtract(point["rewards"], of_sft)), estimate(point["kls"])
-        return {name: point[name], "reward": estimate(point["rewards"]), "kl": kl, "gain": gain}
+        judge = {"judge": estimate(point["judge"])} if "judge" in point else {}
+        of = {name: point[name], "reward": estimate(point["rewards"])}
+        return of | {"kl": kl, **judge, "gain": gain}
 
     swept = sorted((p for p in points if "eta" in p), key=lambda p: p["eta"])
     runs = sorted((p for p in points if "run" in p), key=lambda p: p["run"])

@@ -8,7 +8,7 @@ anchor. There is one gradient step for each batch, so no ratio and no trust regi
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from warp_core.config import Training
 from warp_core.merge import ema_update_
 from warp_core.rollout import logprob, sample
-from warp_core.store.errors import TrainingError
+from warp_core.store.errors import RewardError, TrainingError
 from warp_core.world.models import encode_prompts, set_weights, stop_tokens, weights_of
 from warp_core.world.prompts import Prompt, prompt_batches, with_completion
+from warp_core.world.reward import Reward
 
 ROUNDING = {"fp32": 1e-3, "bf16": 0.1}  # nats a token, more than was ever seen
-Reward = Callable[[Sequence[Prompt]], Tensor]  # texts or conversations -> (B,) float32
 
 
 class Run:
@@ -110,7 +110,10 @@ class Run:
         completions = y.texts(self.tokenizer)
         repeated = [prompt for prompt in x for _ in range(k)]
         texts = [with_completion(a, b) for a, b in zip(repeated, completions, strict=True)]
-        r = _finite("reward", self.reward(texts).to(kl.device), t)
+        try:
+            r = _finite("reward", self.reward(texts).to(kl.device), t)
+        except RewardError as error:
+            raise RewardError(f"step {t}: {error}") from None
         unfinished = ~y.ended(until[1])  # (B,)
         r_beta = r - c.missing_eos_penalty * unfinished - c.beta * kl  # (B,)
 

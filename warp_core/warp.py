@@ -36,11 +36,12 @@ from warp_core.store.results import STEPS, WEIGHTS, Store, Task
 from warp_core.store.run_folder import computed_once, open_run
 from warp_core.train import Run
 from warp_core.world.inputs import INPUTS, Inputs, StoredInputs, read_prompts
-from warp_core.world.judges import load_judge
 from warp_core.world.models import load_policy, set_weights, weights_of, write_policy
 from warp_core.world.prompts import as_text, with_completion
-from warp_core.world.reward import load_reward
+from warp_core.world.reward import stored_rewards
+from warp_core.world.scorer import scorers
 from warp_core.world.texts import text_statistics
+from warp_core.world.vader import Vader
 
 RESULTS = ("summary.json", "metrics.jsonl", "samples.jsonl")
 FROM_SFT, JUDGED = "kl_from_sft.jsonl", "judged.jsonl"
@@ -78,9 +79,9 @@ class Experiment:
     ) -> Task:
         """θ^m: run m of iteration i, or its θ_ema (output: "ema"); after `steps`, which are T if None."""
         c, given, steps = self.config, self.given, steps or self.config.steps
-        inputs = {"theta_init": theta_init, "reward": given.reward, "prompts": given.train}
+        inputs = {"theta_init": theta_init, "rewards": given.rewards, "prompts": given.train}
         inputs |= {"theta_sft": self.theta_sft} if c.anchor == "sft" else {}
-        arguments = {"positive_label": c.positive_label, "seed": run_seed(c, i, m)}
+        arguments = {"scored": given.scored, "seed": run_seed(c, i, m)}
         training = c.training.model_dump(exclude_defaults=True)  # so that later keys change no name
         arguments |= {"training": training | {"steps": steps}}
         arguments |= {} if output == "policy" else {"output": output}
@@ -111,19 +112,19 @@ class Experiment:
     def evaluation(self, policy: Task, label: str = "", both_ways: bool = False) -> Task:
         """What a policy answers to the held-out prompts, its rewards, its KL to θ_sft and θ_sft's to it."""
         c, given = self.config, self.given
-        keys = ("max_new_tokens", "temperature", "positive_label")
         inputs = {"policy": policy, "theta_sft": self.theta_sft}
-        inputs |= {"reward": given.reward, "prompts": given.held_out}
+        inputs |= {"rewards": given.rewards, "prompts": given.held_out}
         inputs |= {"of_sft": self.evaluation(self.theta_sft, "SFT")} if both_ways else {}
-        arguments = {key: getattr(c, key) for key in keys} | {"seed": c.eval_seed}
+        arguments = {"max_new_tokens": c.max_new_tokens, "temperature": c.temperature}
+        arguments |= {"scored": given.scored, "seed": c.eval_seed}
         label, cost = f"{c.name}, {label} evaluated", 1 + c.eval_prompts // (2 * c.batch_size)
         return Task("evaluation", evaluate, arguments, inputs, label=label, cost=cost)
 
     def judged(self, evaluation: Task) -> Task:
         """What the judge says of a policy's completions."""
-        inputs = {"evaluation": evaluation, "prompts": self.given.held_out}
-        label = f"{evaluation.label}, judged"
-        return Task("judged", judge, {"judge": self.config.judge}, inputs, label=label)
+        given, label = self.given, f"{evaluation.label}, judged"
+        inputs = {"evaluation": evaluation, "prompts": given.held_out, "judges": given.judges}
+        return Task("judged", judge, {"scored": given.of_judge}, inputs, label=label)
 
     def front(self, etas: Sequence[float]) -> list[tuple[dict[str, float], Task]]:
         """Its points, evaluated: by η from θ_sft to θ_slerp^I; by run the last θ^m that stay."""
@@ -162,10 +163,13 @@ class Experiment:
         answers = Completions.load(store.path(evaluation))
         values = {"reward": estimate(answers.rewards), "kl": estimate(answers.kls)}
         if self.config.judge:
-            folder = store.path(self.judged(evaluation))
-            rows = sealed_jsonl(folder / JUDGED, folder)
-            values["judge"] = estimate([row["judge"] for row in rows])
+            values["judge"] = estimate(self.scores_of_judge(store, evaluation))
         return values
+
+    def scores_of_judge(self, store: Store, evaluation: Task) -> list[float]:
+        """What the judge says of each completion."""
+        folder = store.path(self.judged(evaluation))
+        return [row["judge"] for row in sealed_jsonl(folder / JUDGED, folder)]
 
     def shown(self) -> dict[str, Task]:
         """Place in the run folder's weights/ -> whose weights stay and lie there."""
@@ -186,7 +190,7 @@ class Experiment:
 
     def kept(self) -> list[Task]:
         """Those whose weights stay."""
-        return [self.theta_sft, self.given.reward, *self.shown().values()]
+        return [self.theta_sft, *self.given.rewards, *self.shown().values()]
 
     def engine(self) -> LocalEngine:
         """Its runs side by side, as many as differ."""
@@ -201,10 +205,10 @@ def rl_run(
     out: Path,
     work: Path,
     theta_init: Path,
-    reward: Path,
+    rewards: Sequence[Path],
     prompts: Path,
     training: Mapping[str, Any],
-    positive_label: str,
+    scored: Sequence[Mapping[str, Any]],
     seed: int,
     checkpoint_every: int,
     passing: Sequence[tuple[Mapping[str, Any], Passed]] = (),
@@ -218,7 +222,7 @@ def rl_run(
     on_the_way = [(p["training"]["steps"], p.get("output", "policy"), c) for p, c in passing]
     # Asked for or not: a checkpoint may be asked for it later.
     theta_ema = {n: w.clone() for n, w in weights_of(policy).items()} if theta_sft else None
-    r, x = load_reward(str(reward), positive_label), read_prompts(prompts)
+    r, x = stored_rewards(rewards, scored), read_prompts(prompts)
     run = Run(policy, anchor, tokenizer, r, x, config, seed, theta_ema)  # line 4
     checkpoint = Checkpoint(work, config.steps, checkpoint_every)
 
@@ -257,16 +261,16 @@ def evaluate(
     out: Path,
     policy: Path,
     theta_sft: Path,
-    reward: Path,
+    rewards: Sequence[Path],
     prompts: Path,
-    positive_label: str,
+    scored: Sequence[Mapping[str, Any]],
     of_sft: Path | None = None,
     **how: Any,
 ) -> None:
     """A policy's `Completions` of the prompts, with the KLs between it and θ_sft."""
     model, tokenizer = load_policy(str(policy))
     sft = None if policy == theta_sft else load_policy(str(theta_sft))[0]
-    r, x = load_reward(str(reward), positive_label), read_prompts(prompts)
+    r, x = stored_rewards(rewards, scored), read_prompts(prompts)
     complete(model, tokenizer, r, x, reference=sft, **how).save(out)
     if of_sft:
         rollouts = Completions.load(of_sft, model.device).rollouts
@@ -274,10 +278,17 @@ def evaluate(
         write_jsonl(out / FROM_SFT, [{"kl": kl} for kl in kls])
 
 
-def judge(out: Path, evaluation: Path, prompts: Path, judge: str) -> None:
-    """The judge's score of each completion, with its prompt, as the reward model reads it."""
+def judge(
+    out: Path,
+    evaluation: Path,
+    prompts: Path,
+    judges: Sequence[Path],
+    scored: Sequence[Mapping[str, Any]],
+) -> None:
+    """The judge's score of each completion with its prompt, as a reward gets it."""
+    of = stored_rewards(judges, scored) if judges else Vader()
     texts = zip(read_prompts(prompts), Completions.load(evaluation).texts, strict=True)
-    scores = load_judge(judge)([as_text(with_completion(*each)) for each in texts])
+    scores = of([with_completion(*each) for each in texts]).tolist()
     write_jsonl(out / JUDGED, [{"judge": score} for score in scores])
 
 
@@ -367,13 +378,16 @@ def run_front(
     swept = e.front(etas)
     with open_run(config, run_dir, e.identity):
         of_sft = e.evaluation(e.theta_sft, "SFT")
-        e.engine().make(store, [of_sft, *(evaluation for _, evaluation in swept)], e.kept())
+        wanted = [of_sft, *(evaluation for _, evaluation in swept)]
+        wanted += [e.judged(each) for each in wanted] if config.judge else []
+        e.engine().make(store, wanted, e.kept())
         e.show(store, run_dir)
         before = sealed_jsonl(path) if path.is_file() else []
         points = [row for row in before if not any(p.items() <= row.items() for p, _ in swept)]
         for point, evaluation in swept:
             answers = Completions.load(store.path(evaluation))
             points.append(point | {"rewards": answers.rewards, "kls": answers.kls})
+            points[-1] |= {"judge": e.scores_of_judge(store, evaluation)} if config.judge else {}
         seal_jsonl(path, points)
         front = front_summary(points, Completions.load(store.path(of_sft)).rewards)
         summary = sealed_json(run_dir / "summary.json") | front
@@ -385,7 +399,8 @@ def stored_inputs(config: WarpConfig) -> StoredInputs:
     """θ_sft, r and X, loaded, checked and named; experiments that have them in common share it."""
     c = config
     read = Inputs(**{key: getattr(c, key) for key in INPUTS})
-    return StoredInputs(read, c.policy, c.reward_model)
+    of_rewards = scorers(c.reward_model, c.positive_label)
+    return StoredInputs(read, c.policy, of_rewards, scorers(c.judge))
 
 
 def run_seed(config: WarpConfig, iteration: int, run: int) -> int:

@@ -8,11 +8,11 @@ import torch
 
 from warp_core.rollout import logprob, sample
 from warp_core.world import models
-from warp_core.world.judges import load_judge
 from warp_core.world.models import encode_prompts, load_classifier, load_policy, stop_tokens
 from warp_core.world.prompts import load_prompts, rated_texts
 from warp_core.world.reward import RewardModel
 from warp_core.world.reward_training import RewardConfig, pairwise_accuracy, train_reward_model
+from warp_core.world.vader import Vader
 
 POLICY = "asset:smollm2-135m-instruct"
 
@@ -118,6 +118,6 @@ def test_a_reward_model_of_a_few_hundred_short_reviews_sees_the_text(rated):
 
 def test_the_second_judge_agrees_with_people_more_often_than_not(rated):
     held_out = rated[1]
-    scores = np.array(load_judge("vader")([text for text, _ in held_out]))
+    scores = Vader()([text for text, _ in held_out]).numpy()
     accuracy = pairwise_accuracy(scores, np.array([rating for _, rating in held_out]), 0.5)
     assert accuracy > 0.65, f"{accuracy:.3f} of pairs in the raters' order"  # by chance 0.5

@@ -39,7 +39,7 @@ def test_inputs_are_what_each_loader_gives(given):
     assert inputs.prompts == load_prompts(given["prompts"], 3, 8)
     assert fingerprint(inputs.sft) == fingerprint(load_policy(given["policy"])[0])
     texts = ["good film", "dull plot"]
-    assert inputs.reward(texts).tolist() == load_reward(given["reward_model"])(texts).tolist()
+    assert inputs.rewards[0](texts).tolist() == load_reward(given["reward_model"])(texts).tolist()
     assert inputs.prompt_tokens == 3
 
 
@@ -48,7 +48,7 @@ def test_the_positive_label_is_that_of_the_reward(given, two_label_folder):
         Inputs(**given | {"reward_model": str(two_label_folder), "positive_label": label})
         for label in ("GOOD", "BAD")
     )
-    assert good.reward(["good film"]).item() == -bad.reward(["good film"]).item()
+    assert good.rewards[0](["good film"]).item() == -bad.rewards[0](["good film"]).item()
 
 
 def test_the_longest_prompt_is_counted_in_tokens_of_the_policy(given, policy_folders):
@@ -63,12 +63,12 @@ def test_the_identity_holds_the_weights_and_what_both_models_see_of_the_prompts(
     prompts = [*inputs.prompts.train, *inputs.prompts.evaluation]
     seen = [
         [inputs.prompts.train, inputs.prompts.evaluation],
-        inputs.reward.tokenizer(prompts)["input_ids"],
+        inputs.rewards[0].tokenizer(prompts)["input_ids"],
         inputs.tokenizer(prompts)["input_ids"],
     ]
     assert inputs.identity == {
         "policy_sha256": fingerprint(inputs.sft),
-        "reward_sha256": fingerprint(inputs.reward.model),
+        "reward_sha256": fingerprint(inputs.rewards[0].model),
         "prompts_sha256": hashlib.sha256(json.dumps(seen).encode()).hexdigest(),
     }
 

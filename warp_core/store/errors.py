@@ -20,6 +20,10 @@ class TrainingError(MessageOnly, RuntimeError):
     """A run that cannot go on; the message says at which step, and what to try."""
 
 
+class RewardError(TrainingError):
+    """A reward that fails, or gives what is no reward; the message names it."""
+
+
 class DamagedError(MessageOnly, RuntimeError):
     """A file whose content is not what was written."""
 

@@ -14,25 +14,30 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from warp_core.store.errors import ConfigError
-from warp_core.store.files import sealed_json, write_json
+from warp_core.store.files import sealed_json, write_bytes, write_json, write_text
 from warp_core.store.results import WEIGHTS, Task
 from warp_core.world import models
 from warp_core.world.assets import AssetError
+from warp_core.world.own_reward import OwnReward, place_of
 from warp_core.world.prompts import Prompt, as_text, load_prompts
-from warp_core.world.reward import load_reward
+from warp_core.world.reward import NAME, SOURCE, RewardModel, load_judge, load_scorer
+from warp_core.world.scorer import Scorer, plain, scorers
+from warp_core.world.vader import Vader
 
 TEXTS = "prompts.json"
 WRONG = 0.01  # nats; rounding is 1e-5
 # Parameters of an experiment that `Inputs` takes.
 INPUTS = ("policy", "reward_model", "positive_label", "prompts", "prompt_words", "prompts_column")
 INPUTS += ("prompts_split", "max_prompt_tokens", "chat_template", "eval_prompts", "max_new_tokens")
+INPUTS += ("judge",)
 
 
 class Inputs:
     """What an experiment loads before it begins.
 
     Attributes:
-        sft and tokenizer, reward, prompts: θ_sft, r, X (for RL and for the evaluation).
+        sft and tokenizer, rewards, judges, prompts: θ_sft, what r is the sum of, the judge if there is
+            one, X (for RL and for the evaluation).
         prompt_tokens: length of the longest prompt, tokens of the policy.
         identity: policy_sha256, reward_sha256, prompts_sha256: what they are, wherever they lie.
 
@@ -42,7 +47,7 @@ class Inputs:
     def __init__(
         self,
         policy: str,
-        reward_model: str,
+        reward_model: str | Sequence[Scorer],
         positive_label: str,
         prompts: str,
         prompt_words: int,
@@ -52,6 +57,7 @@ class Inputs:
         prompts_split: str = "train",
         max_prompt_tokens: int = 0,
         chat_template: str = "auto",
+        judge: str | Scorer = "",
     ) -> None:
         mistakes: list[str] = []
         texts: list[Prompt] = []
@@ -66,10 +72,17 @@ class Inputs:
             self.prompts = load_prompts(*where, prepared)
             texts = [*self.prompts.train, *self.prompts.evaluation]
             read.append(self.prompts)
+        self.rewards: list[RewardModel | OwnReward] = []
+        for each in scorers(reward_model, positive_label):
+            with _noted(mistakes):
+                self.rewards.append(r := load_scorer(each, texts))
+                if isinstance(r, RewardModel):
+                    ids = r.tokenizer(r.rendered(texts))["input_ids"] if texts else []
+                    read.append(_fitting(texts, ids, max_new_tokens, r.max_tokens, "reward model"))
         with _noted(mistakes):
-            self.reward = r = load_reward(reward_model, positive_label)
-            of_reward = r.tokenizer(r.rendered(texts))["input_ids"] if texts else []
-            read.append(_fitting(texts, of_reward, max_new_tokens, r.max_tokens, "reward model"))
+            self.judges = [load_judge(each, texts) for each in scorers(judge)]
+            if {each.digest for each in self.judges} & {r.digest for r in self.rewards}:
+                raise ConfigError("judge: the reward itself given; it must be another one")
         for self.sft, self.tokenizer in loaded:
             with _noted(mistakes):
                 limit = getattr(self.sft.config, "max_position_embeddings", None) or math.inf
@@ -86,9 +99,16 @@ class Inputs:
             raise ConfigError("\n".join(mistakes))
         self.identity = {
             "policy_sha256": models.fingerprint(self.sft),
-            "reward_sha256": models.fingerprint(self.reward.model),
+            "reward_sha256": self._of_rewards(scorers(reward_model)),
             "prompts_sha256": hashlib.sha256(json.dumps(read).encode()).hexdigest(),
         }
+
+    def _of_rewards(self, how: Sequence[Scorer]) -> str:
+        """Of one reward its own digest."""
+        if len(self.rewards) == 1:
+            return self.rewards[0].digest
+        about = [[r.digest, plain(each)] for r, each in zip(self.rewards, how, strict=True)]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 @contextmanager
@@ -157,17 +177,23 @@ def _fitting(
 
 
 class StoredInputs:
-    """θ_sft, the reward model r, and the prompts X for training and for the evaluation, as tasks.
+    """θ_sft, the rewards, the judge, and the prompts X for training and for the evaluation, as tasks.
 
     Attributes:
+        scored: of each reward how it scores, `scorer.plain`; of_judge: of the judge.
         identity, prompt_tokens: as of `Inputs`.
         policy_shape: the policy's configuration, and how many weights it has.
     """
 
-    def __init__(self, inputs: Inputs, policy: str, reward_model: str) -> None:
-        sft, r = (inputs.sft, inputs.tokenizer), (inputs.reward.model, inputs.reward.tokenizer)
+    def __init__(
+        self, inputs: Inputs, policy: str, rewards: Sequence[Scorer], judges: Sequence[Scorer]
+    ) -> None:
+        sft = inputs.sft, inputs.tokenizer
         self.theta_sft = _model("sft", models.load_policy, policy, *sft)
-        self.reward = _model("reward", models.load_classifier, reward_model, *r)
+        self.rewards = [_scorer(*each) for each in zip(rewards, inputs.rewards, strict=True)]
+        of_judges = zip(judges, inputs.judges, strict=True)
+        self.judges = [_scorer(how, j) for how, j in of_judges if not isinstance(j, Vader)]
+        self.scored, self.of_judge = [plain(each) for each in rewards], [plain(j) for j in judges]
         self.identity, self.prompt_tokens = inputs.identity, inputs.prompt_tokens
         weights = sum(parameter.numel() for parameter in inputs.sft.parameters())
         self.policy_shape = inputs.sft.config, weights
@@ -183,6 +209,15 @@ def model_of(load: Callable[[str], models.Loaded], out: Path, spec: str, **diges
     models.write_policy(model, tokenizer, out / WEIGHTS)
 
 
+def source_of(out: Path, spec: str, digest: str) -> None:
+    """The file of a reward of the user's own; ConfigError if it has changed."""
+    path, function = place_of(spec)
+    write_bytes(out / SOURCE, path.read_bytes())
+    write_text(out / NAME, spec)
+    if OwnReward(out / SOURCE, function, spec).digest != digest:
+        raise ConfigError(f"{spec!r} has changed since the experiment was begun")
+
+
 def prompts_of(out: Path, texts: Sequence[Prompt]) -> None:
     """Prompts as they are."""
     write_json(out / TEXTS, texts)
@@ -196,3 +231,11 @@ def read_prompts(folder: Path) -> list[Prompt]:
 def _model(kind: str, load: Callable[[str], models.Loaded], spec: str, *loaded: Any) -> Task:
     how = partial(model_of, load), models.digests(*loaded), {}, {"spec": spec}
     return Task(kind, *how, label=spec, size=models.total_bytes(loaded[0]))
+
+
+def _scorer(scorer: Scorer, loaded: RewardModel | OwnReward) -> Task:
+    if isinstance(loaded, RewardModel):
+        of = loaded.model, loaded.tokenizer
+        return _model("reward", models.load_classifier, scorer.model, *of)
+    how = source_of, {"digest": loaded.digest}, {}, {"spec": scorer.model}
+    return Task("own_reward", *how, label=scorer.model)

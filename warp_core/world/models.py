@@ -64,17 +64,18 @@ class OutputLayer(nn.Linear):
             return super().forward(x.float())
 
 
-def load_classifier(spec: str, labels: int | None = None) -> Loaded:
+def load_classifier(spec: str, labels: int | None = None, key: str = "reward_model") -> Loaded:
     """A sequence classifier and its tokenizer.
 
     Args:
+        key: the parameter that names it, for errors.
         spec: `asset:NAME`, a local folder, or a hub id.
         labels: size of a new head, for a body that is to be trained; None: the head it has.
 
     Raises ConfigError: there is no such model, it has no classification head, or no tokenizer.
     """
     source = str(asset_path(spec)) if spec.startswith(PREFIX) else spec
-    model, tokenizer = _load("reward_model", source, CLASSIFIER, labels)
+    model, tokenizer = _load(key, source, CLASSIFIER, labels)
     # Classifiers on a causal LM read the last token that is no pad: both must name the same one.
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer

@@ -1,18 +1,25 @@
-"""The reward model r(x, y): a sequence classifier that scores texts."""
+"""The reward model r(x, y), a sequence classifier that scores texts; and sums of several rewards."""
 
 import warnings
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from warp_core.store.errors import ConfigError
-from warp_core.world.models import load_classifier, rendered_chat
-from warp_core.world.prompts import Conversation, Prompt, as_text
+from warp_core.store.errors import ConfigError, RewardError
+from warp_core.world.models import fingerprint, load_classifier, rendered_chat
+from warp_core.world.own_reward import OwnReward, place_of
+from warp_core.world.prompts import Conversation, Prompt, as_text, with_completion
+from warp_core.world.scorer import PYTHON, VADER, Scorer
+from warp_core.world.vader import Vader
 
+SOURCE, NAME = "reward.py", "name.txt"  # in the store
 SCORE_BATCH = 64
+Reward = Callable[[Sequence[Prompt]], Tensor]  # texts or conversations -> (B,) float32
 NO_LIMIT = 1_000_000  # tokens; tokenizers that know of no limit name an astronomical number
 
 
@@ -37,6 +44,11 @@ class RewardModel:
         longest = getattr(model.config, "max_position_embeddings", None)  # ALiBi has no limit
         self.max_tokens = min(longest or NO_LIMIT, tokenizer.model_max_length, NO_LIMIT)
         self.positive = labels[positive_label] if positive_label else None
+
+    @cached_property
+    def digest(self) -> str:
+        """`fingerprint` of its model."""
+        return fingerprint(self.model)
 
     @torch.no_grad()
     def __call__(self, scored: Sequence[Prompt]) -> Tensor:
@@ -75,6 +87,53 @@ class RewardModel:
         return logits[:, self.positive] - logits[:, 1 - self.positive]
 
 
-def load_reward(spec: str, positive_label: str = "") -> RewardModel:
-    """The reward model of a folder or hub id; raises ConfigError where it can be no reward."""
-    return RewardModel(*load_classifier(spec), positive_label)
+def load_reward(spec: str, positive_label: str = "", key: str = "reward_model") -> RewardModel:
+    """The reward model of a folder or hub id; raises ConfigError where it can be no reward.
+
+    Args:
+        key: the parameter that names it, for errors.
+    """
+    return RewardModel(*load_classifier(spec, key=key), positive_label)
+
+
+def load_scorer(
+    scorer: Scorer, prompts: Sequence[Prompt], key: str = "reward_model"
+) -> RewardModel | OwnReward:
+    """What scores, by its name; the user's own function is tried on the first prompts.
+
+    Raises ConfigError where it cannot be used.
+    """
+    if not scorer.model.startswith(PYTHON):
+        return load_reward(scorer.model, scorer.positive_label, key)
+    try:
+        own = OwnReward(*place_of(scorer.model), scorer.model)
+        own([with_completion(prompt, " yes") for prompt in prompts[:2]])
+    except RewardError as error:
+        raise ConfigError(f"{key}: {scorer.model!r} given; {error}") from error
+    return own
+
+
+def load_judge(scorer: Scorer, prompts: Sequence[Prompt]) -> RewardModel | OwnReward | Vader:
+    """`vader`, or what could be a reward; raises ConfigError where it cannot be used."""
+    return Vader() if scorer.model == VADER else load_scorer(scorer, prompts, "judge")
+
+
+def stored_rewards(folders: Sequence[Path], how: Sequence[Mapping[str, Any]]) -> Reward:
+    """The sum of the rewards that the store has in these folders, each by its weight.
+
+    Args:
+        how: of each what `scorer.plain` gives.
+    """
+    rewards = [_stored(*each) for each in zip(folders, how, strict=True)]
+    weights = [each.get("weight", 1.0) for each in how]
+    if weights == [1.0]:
+        return rewards[0]
+    return lambda scored: sum(
+        (w * r(scored) for w, r in zip(weights, rewards, strict=True)), torch.zeros(len(scored))
+    )
+
+
+def _stored(folder: Path, how: Mapping[str, Any]) -> Reward:
+    if how.get("function"):
+        return OwnReward(folder / SOURCE, how["function"], (folder / NAME).read_text("utf-8"))
+    return load_reward(str(folder), how.get("positive_label", ""))

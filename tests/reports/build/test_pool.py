@@ -268,7 +268,7 @@ def test_keep_weights_result_leaves_the_last_slerp_and_warp(base, tmp_path):
     there = {path.parent.name for path in (root / "runs/store").glob("*/weights")}
     assert there == {
         one.theta_sft.name,
-        one.given.reward.name,
+        one.given.rewards[0].name,
         one.iterations[-1][1].name,
         one.warp.name,
     }

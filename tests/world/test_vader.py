@@ -1,8 +1,6 @@
 """The second judge: the program of its authors, found beside its lexicons."""
 
-import pytest
-
-from warp_core.world import judges
+from warp_core.world import vader
 
 PROGRAM = """
 import os, inspect
@@ -21,12 +19,8 @@ def test_vader_scores_each_text_by_its_compound(tmp_path, monkeypatch):
     (tmp_path / "vaderSentiment.py").write_text(PROGRAM)
     (tmp_path / "lexicon.txt").write_text("good great")
     asked = []
-    monkeypatch.setattr(judges, "asset_path", lambda spec: asked.append(spec) or tmp_path)
-    judge = judges.load_judge("vader")
-    assert judge(["a good film", "a film", "great good"]) == [1.0, 0.0, 2.0]
+    monkeypatch.setattr(vader, "asset_path", lambda spec: asked.append(spec) or tmp_path)
+    judge = vader.Vader()
+    said = [{"role": "user", "content": "a great"}, {"role": "assistant", "content": "good"}]
+    assert judge(["a good film", "a film", said]).tolist() == [1.0, 0.0, 2.0]
     assert asked == ["asset:vader"]
-
-
-def test_a_judge_that_is_not_known_is_none():
-    with pytest.raises(KeyError):
-        judges.load_judge("somebody")
