@@ -24,8 +24,10 @@ NUMBERS = {
     "lr",
     "temperature",
     "max_kl",
+    "lora_alpha",
 }
 INTEGERS = {
+    "lora_rank",
     "iterations",
     "runs",
     "steps",
@@ -107,6 +109,8 @@ BAD = (
             [None, 1, "", [], [1], [""], {}, [{"weight": "x"}], "a\0b"]
         ),
         "judge": st.sampled_from([None, 1, [], {"model": 1}, ["vader"]]),
+        "gradient_checkpointing": st.sampled_from([None, "perhaps", 2, -1, []]),
+        "lora_targets": st.sampled_from([None, [], "", " ", [1], {}, 3, ["a", ""]]),
         "prompts_column": st.sampled_from([None, 1, [], {}]),
         "positive_label": st.sampled_from([None, 1, [], {}]),
         "etas": st.sampled_from(

@@ -29,7 +29,11 @@ BAD = {
     "batch_size": [0, "many"],
     "completions_per_prompt": [0, 3, 0.5],
     "micro_batch": [-1, 0.5],
+    "gradient_checkpointing": ["perhaps", 2, None],
     "max_grad_norm": [-1, math.nan],
+    "lora_rank": [-1, 0.5, True],
+    "lora_alpha": [0, -1, math.inf, True],
+    "lora_targets": ["", None, [], [1], ["q_proj", " "], {}],
     "prompts_column": [1, None],
     "prompts_split": ["", None],
     "prompt_words": [-1, 0.5],
@@ -125,7 +129,11 @@ TRAINING = {
     "batch_size": 8,
     "completions_per_prompt": 4,
     "micro_batch": 2,
+    "gradient_checkpointing": True,
     "max_grad_norm": 1.0,
+    "lora_rank": 4,
+    "lora_alpha": 8.0,
+    "lora_targets": ["q_proj"],
     "max_new_tokens": 7,
     "temperature": 0.7,
     "baseline": "loo",
@@ -140,7 +148,8 @@ def test_the_training_has_the_values_of_the_experiment():
     assert set(TRAINING) == set(Training.model_fields)
     training = WarpConfig(**TRAINING, iterations=5, name="other").training
     assert training == Training(**TRAINING)
-    assert not set(training.model_dump().items()) & set(Training().model_dump().items())
+    defaults = Training().model_dump()
+    assert all(value != defaults[key] for key, value in training.model_dump().items())
 
 
 def test_a_training_has_the_defaults_of_an_experiment():

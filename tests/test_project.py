@@ -213,7 +213,8 @@ def test_imports_run_one_way() -> None:
     """No circle between modules or folders; store <- world <- engine <- the paper <- reports."""
     graph = imports()
     assert len(graph) > 40
-    assert graph["warp_core.warp"] > {"warp_core.train", "warp_core.engine.local"}
+    assert graph["warp_core.warp"] > {"warp_core.folders", "warp_core.engine.local"}
+    assert graph["warp_core.folders"] > {"warp_core.train", "warp_core.merge"}
     TopologicalSorter(graph).prepare()  # CycleError names the circle
     folders: dict[str, set[str]] = {}
     for module, imported in graph.items():
@@ -232,10 +233,10 @@ def lines(*files: Path) -> int:
     return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
 
 
-def test_the_paper_is_seven_files_of_1570_lines() -> None:
+def test_the_paper_is_seven_files_of_1600_lines() -> None:
     top = {file.stem: file for file in (ROOT / "warp_core").glob("*.py")}
-    assert sorted(top) == sorted(["__init__", *PAPER])
-    assert lines(*(top[name] for name in PAPER)) <= 1570
+    assert sorted(top) == sorted(["__init__", "folders", *PAPER])
+    assert lines(*(top[name] for name in PAPER)) <= 1600
 
 
 def test_the_formatter_lays_out_the_code() -> None:

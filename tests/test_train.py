@@ -13,7 +13,8 @@ import pytest
 import tiny
 import torch
 
-from warp_core import train, warp
+from warp_core import train
+from warp_core import folders
 from warp_core.config import Training
 from warp_core.engine.tape import taped
 from warp_core.rollout import Rollout
@@ -547,14 +548,14 @@ def test_a_run_beyond_max_kl_ends_with_the_weights_before_its_last_update(
 
 def rl_run(policy, folder, monkeypatch, training, **options):
     """What the engine computes, with the reward and the prompts of this file."""
-    monkeypatch.setattr(warp, "stored_rewards", lambda *_: count_good)
+    monkeypatch.setattr(folders, "stored_rewards", lambda *_: count_good)
     prompts = folder / "prompts"
     prompts.mkdir()
     seal_json(prompts / TEXTS, WORLD)
     (folder / "out").mkdir()
     asked = {"theta_init": policy, "rewards": [folder], "prompts": prompts, "scored": [{}]}
     asked |= {"training": settings(**training).model_dump(), "seed": 0, "checkpoint_every": 0}
-    warp.rl_run(folder / "out", folder / "work", **asked | options)
+    folders.rl_run(folder / "out", folder / "work", **asked | options)
 
 
 def test_equal_and_empty_completions_are_counted(gpt2, monkeypatch):

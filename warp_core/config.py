@@ -10,6 +10,7 @@ from warp_core.store.parameters import (
     Integer,
     LearningRate,
     Name,
+    Names,
     Number,
     Parameters,
     RunParameters,
@@ -41,6 +42,8 @@ class Training(Parameters):
     """k: of a prompt, which then are each other's leave-one-out; B / k prompts a step."""
     micro_batch: Annotated[Integer, Field(ge=0, le=100_000)] = 0
     """Completions whose gradient is taken at a time: less memory, one more pass; 0: all of the batch."""
+    gradient_checkpointing: bool = False
+    """The gradient computes each layer's inside again: far less memory, a third more time."""
     max_grad_norm: Annotated[Number, Field(ge=0)] = 0.0
     """A longer gradient is shortened to this norm; 0: none is."""
     max_new_tokens: Annotated[Integer, Field(ge=1, le=100_000)] = 24
@@ -56,6 +59,12 @@ class Training(Parameters):
     """What the KL of r_β is measured to: θ_ema, or θ_sft throughout."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of training alone; weights and evaluation stay float32."""
+    lora_rank: Annotated[Integer, Field(ge=0, le=100_000)] = 0
+    """r: adapted matrices are W + lora_alpha / r · B·A; A and B alone are trained. 0: all weights are."""
+    lora_alpha: Annotated[Number, Field(gt=0)] = 16.0
+    """What r divides in the scale of an adapter."""
+    lora_targets: Names = "all-linear"
+    """Layers that are adapted, by the ends of their names, or a pattern for whole names."""
     max_kl: Annotated[Number, Field(ge=0)] = 0.0
     """KL to the anchor, nats, mean of a batch, beyond which a run ends with the weights before its
     last update; 0: no limit."""

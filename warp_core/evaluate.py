@@ -18,12 +18,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from warp_core.engine.memory import LOGITS
 from warp_core.rollout import Rollout, completion_logits, sample
 from warp_core.store.errors import EvaluationError
 from warp_core.store.files import sealed_jsonl, verify, write_jsonl
-from warp_core.world.models import encode_prompts, stop_tokens
+from warp_core.world.models import Policy, encode_prompts, stop_tokens
 from warp_core.world.prompts import Prompt, with_completion
 from warp_core.world.reward import Reward
 
@@ -62,14 +63,14 @@ class Completions:
 
 @torch.no_grad()
 def complete(
-    policy: PreTrainedModel,
+    policy: Policy,
     tokenizer: PreTrainedTokenizerBase,
     reward: Reward,
     prompts: Sequence[Prompt],
     max_new_tokens: int,
     temperature: float,
     seed: int,
-    reference: PreTrainedModel | None = None,
+    reference: Policy | None = None,
 ) -> Completions:
     """One completion of each prompt, its reward, and the KL to the reference (None: itself, so 0).
 
@@ -88,8 +89,13 @@ def complete(
         rollouts.append(y)
         kl = torch.zeros(len(y.tokens))  # (B,)
         if reference is not None:
-            of_reference = completion_logits(reference, y, temperature)  # (B, N, V)
-            kl = sequence_kl(torch.stack(logits, dim=1), of_reference, y.completion_mask)
+            parts, size = _parts(y, policy)
+            of_policy = (
+                torch.stack([each[k : k + size] for each in logits], dim=1)  # (b, N, V)
+                for k in range(0, len(kl), size)
+            )
+            pairs = zip(of_policy, parts, strict=True)
+            kl = torch.cat([_kl(p, reference, part, temperature) for p, part in pairs])
         kls += _finite("KL", kl)
     texts = [text for y in rollouts for text in y.texts(tokenizer)]
     rewards = reward([with_completion(p, t) for p, t in zip(prompts, texts, strict=True)])
@@ -115,15 +121,22 @@ def sequence_kl(logits_p: Tensor, logits_q: Tensor, mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def policy_kl(
-    p: PreTrainedModel, q: PreTrainedModel, of_p: Sequence[Rollout], temperature: float
-) -> list[float]:
+def policy_kl(p: Policy, q: Policy, of_p: Sequence[Rollout], temperature: float) -> list[float]:
     """KL(p‖q) along each completion of p, nats; raises EvaluationError where one is not finite."""
-    kls = []
-    for y in of_p:
-        logits_p, logits_q = (completion_logits(each, y, temperature) for each in (p, q))
-        kls.append(sequence_kl(logits_p, logits_q, y.completion_mask))
+    parts = [part for y in of_p for part in _parts(y, p)[0]]
+    kls = [_kl(completion_logits(p, y, temperature), q, y, temperature) for y in parts]
     return _finite("KL", torch.cat(kls))
+
+
+def _kl(logits_p: Tensor, q: Policy, y: Rollout, temperature: float) -> Tensor:
+    return sequence_kl(logits_p, completion_logits(q, y, temperature), y.completion_mask)
+
+
+def _parts(y: Rollout, policy: Policy) -> tuple[list[Rollout], int]:
+    """So many completions at a time that their logits have room, and how many."""
+    of_one = y.completion_mask.shape[1] * policy.config.get_text_config().vocab_size
+    size = max(1, LOGITS // of_one)
+    return y.split(size), size
 
 
 def _finite(what: str, values: Tensor) -> list[float]:

@@ -19,18 +19,20 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from warp_core.engine.pieces import checked_gram, combine_piece, gram_of_piece
+from warp_core.engine.factors import Factors
+from warp_core.engine.pieces import Dense, checked_gram, gram_of_piece
 from warp_core.store import tensors
+from warp_core.store.adapter import is_adapter
 from warp_core.store.errors import DamagedError, MergeError
 from warp_core.store.files import appearing
-from warp_core.store.tensors import Array, Readers, is_float
+from warp_core.store.tensors import Array, is_float
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,12 +127,18 @@ def merge_files(
     coefficients = _coefficients(method, lam, len(thetas))
     if out.exists():
         raise MergeError(f"{out}: is there already; choose another folder, or delete it")
-    readers = tensors.in_files(theta_init, thetas)
-    with (
-        appearing(out, tensors.size_of(theta_init), seal=False) as folder,
-        tensors.NewWeightFiles(theta_init, folder, readers.tied) as new,
-    ):
-        grams = _two_passes(readers, granularity, coefficients, new.write, eta)
+    if any(map(is_adapter, thetas)):
+        factors = Factors(theta_init, thetas)
+        with appearing(out, factors.size, seal=False) as folder:
+            grams = _two_passes(factors, granularity, coefficients, eta)
+            factors.write(folder)
+    else:
+        readers = tensors.in_files(theta_init, thetas)
+        with (
+            appearing(out, tensors.size_of(theta_init), seal=False) as folder,
+            tensors.NewWeightFiles(theta_init, folder, readers.tied) as new,
+        ):
+            grams = _two_passes(Dense(readers, new.write), granularity, coefficients, eta)
     return {group: angles_of(gram) for group, gram in grams.items()}
 
 
@@ -157,51 +165,38 @@ def _in_memory(
 ) -> tuple[dict[str, Tensor], dict[str, Array]]:
     readers = tensors.in_memory(theta_init, thetas)
     new = tensors.NewWeightTensors(theta_init, readers.tied)
-    grams = _two_passes(readers, granularity, coefficients, new.write)
+    grams = _two_passes(Dense(readers, new.write), granularity, coefficients)
     return new.theta() if coefficients else {}, grams
 
 
 def _two_passes(
-    readers: Readers,
+    weights: Dense | Factors,
     granularity: Granularity,
     coefficients: Coefficients | None,
-    write: Callable[[str, int, Array], None],
     eta: float = 1.0,
 ) -> dict[str, Array]:
     """The one driver; returns the (M, M) Gram matrix of each group.
 
     Args:
         coefficients: c of a group, from its Gram matrix; None: there is no second pass.
-        write: gets each merged piece: the tensor's name, its first element, the elements.
         eta: of LITI, from θ_init to the merge as it is stored.
     """
     if granularity not in get_args(Granularity):
         raise MergeError(f"granularity {granularity!r} is not one of 'layer', 'tensor', 'model'")
-    m, groups = len(readers.sources) - 1, dict[str, list[str]]()
-    for name in readers.names:
+    groups: dict[str, list[str]] = {}
+    for name in weights.names:
         groups.setdefault(group_of(name, granularity), []).append(name)
 
-    def pieces(group: str) -> Iterator[tuple[str, int, Array, list[Array]]]:
-        for name in groups[group]:
-            offset = 0
-            for first, *others in readers.pieces(name):
-                yield name, offset, first, others
-                offset += len(first)
-
     def merge_group(group: str) -> Array:
-        gram = np.zeros((m, m))  # which is that of empty tensors
-        for name, _, first, others in pieces(group):
-            gram += checked_gram(name, first, others)
+        gram = np.zeros((weights.m, weights.m))  # which is that of empty tensors
+        for name in groups[group]:
+            weights.add_gram(name, gram)
         if coefficients:
-            c, alone = coefficients(gram, group), readers.m == 1  # then SLERP is that θ
-            c = [eta] if alone and eta != 1 else c
-            for name, offset, first, others in pieces(group):
-                merged = first
-                if is_float(first.dtype):
-                    merged = combine_piece(first, others, c).astype(first.dtype, copy=False)
-                    if eta != 1 and not alone:
-                        merged = combine_piece(first, [merged], [eta])
-                write(name, offset, merged)
+            c, then = coefficients(gram, group), eta
+            if weights.m == 1:  # then SLERP is that θ
+                c, then = [eta] if eta != 1 else c, 1.0
+            for name in groups[group]:
+                weights.merge(name, c, then)
         return gram
 
     with ThreadPoolExecutor(THREADS) as threads:

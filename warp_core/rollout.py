@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from warp_core.engine.draw import draw
-from warp_core.world.models import forward_logits
+from warp_core.world.models import Policy, forward_logits
 
 PLAIN = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 
@@ -66,7 +66,7 @@ class Rollout:
 
 @torch.no_grad()
 def sample(
-    model: PreTrainedModel,
+    model: Policy,
     prompt_tokens: Tensor,
     prompt_mask: Tensor,
     max_new_tokens: int,
@@ -112,7 +112,7 @@ def sample(
     return Rollout(tokens, mask, torch.stack(completion_mask, dim=1))
 
 
-def completion_logits(model: PreTrainedModel, rollout: Rollout, temperature: float = 1.0) -> Tensor:
+def completion_logits(model: Policy, rollout: Rollout, temperature: float = 1.0) -> Tensor:
     """Logits that predicted each completion token, / temperature: (B, N, V) float32, with graph."""
     n = rollout.completion_mask.shape[1]
     # The last token predicts nothing that was drawn.
@@ -132,6 +132,6 @@ def token_logprobs(logits: Tensor, rollout: Rollout) -> Tensor:
     return logprobs.view_as(y).masked_fill(~rollout.completion_mask, 0.0)
 
 
-def logprob(model: PreTrainedModel, rollout: Rollout, temperature: float = 1.0) -> Tensor:
+def logprob(model: Policy, rollout: Rollout, temperature: float = 1.0) -> Tensor:
     """log π_θ(y|x), the sum over the completion's tokens: (B,) nats, with graph."""
     return token_logprobs(completion_logits(model, rollout, temperature), rollout).sum(dim=1)

@@ -10,13 +10,11 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from warp_core.config import ConfigError, WarpConfig, load_params
 from warp_core.engine.tables import Entry, Row, Table, complete
 from warp_core.evaluate import Completions
-from warp_core.merge import angles_of, geometry_of_files
-from warp_core.store.files import sealed_json, write_json
+from warp_core.folders import GEOMETRY, geometry
+from warp_core.store.files import sealed_json
 from warp_core.store.results import Store, Task
 from warp_core.store.run_folder import NOT_COMPARED
 from warp_core.warp import Experiment, stored_inputs
@@ -25,7 +23,6 @@ from warp_core.world.studies import Point, Points, Study
 from warp_core.world.texts import text_statistics
 
 STORE = Path("runs/store")
-GEOMETRY = "geometry.json"
 NAMES = {*NOT_COMPARED, "name", "eval_every"}  # keys that decide nothing
 
 
@@ -89,7 +86,12 @@ def _entry(study: Study, seed: int | None, point: Point, e: Experiment) -> Entry
     label = f"{point.what} {point.arm}" if point.arm else "SFT"
     evaluation, decides = e.evaluation(policy, label), e.config.model_dump(exclude_defaults=True)
     tasks = [evaluation, *([e.judged(evaluation)] if e.config.judge else [])]
-    if geometric := len(runs) > 1 and point.eta == 1 and point.iteration == 1:
+    if (
+        geometric := len(runs) > 1
+        and point.eta == 1
+        and point.iteration == 1
+        and not e.config.lora_rank
+    ):
         inputs = {"theta_init": e.theta_sft, "thetas": [*runs, policy]}
         tasks.append(Task("geometry", geometry, {}, inputs, label=f"{label}, geometry"))
     about = [{k: v for k, v in decides.items() if k not in NAMES}, point.model_dump(), seed]
@@ -133,17 +135,3 @@ def policy_of(e: Experiment, p: Point) -> tuple[Task, list[Task]]:
     if p.eta in (None, 1.0):
         return policy, runs
     return e.merged(e.theta_sft, [policy], f"{label}, η = {p.eta:g}", p.eta), runs
-
-
-def geometry(out: Path, theta_init: Path, thetas: Sequence[Path]) -> None:
-    """Of runs and, last, their merge: angles between runs, degrees, least, mean and greatest of all
-    groups; the inner products of all task vectors; the smallest cosine of two whole weights."""
-    grams, whole = geometry_of_files(theta_init, thetas)
-    upper = np.triu_indices(len(thetas) - 1, 1)
-    angles = [np.degrees(angles_of(gram))[:-1, :-1][upper] for gram in grams.values()]
-    norms = np.sqrt(whole.diagonal())
-    about = {
-        "angle": [float(f(np.concatenate(angles))) for f in (np.nanmin, np.nanmean, np.nanmax)]
-    }
-    about |= {"gram": np.sum(list(grams.values()), axis=0).tolist()}
-    write_json(out / GEOMETRY, about | {"cosine": float((whole / np.outer(norms, norms)).min())})

@@ -8,19 +8,27 @@ anchor. There is one gradient step for each batch, so no ratio and no trust regi
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from warp_core.config import Training
 from warp_core.merge import ema_update_
 from warp_core.rollout import logprob, sample
 from warp_core.store.errors import RewardError, TrainingError
-from warp_core.world.models import encode_prompts, set_weights, stop_tokens, weights_of
+from warp_core.world.models import (
+    Policy,
+    encode_prompts,
+    recomputed,
+    set_weights,
+    stop_tokens,
+    weights_of,
+)
 from warp_core.world.prompts import Prompt, prompt_batches, with_completion
 from warp_core.world.reward import Reward
 
@@ -40,8 +48,8 @@ class Run:
 
     def __init__(
         self,
-        policy: PreTrainedModel,
-        anchor: PreTrainedModel,
+        policy: Policy,
+        anchor: Policy,
         tokenizer: PreTrainedTokenizerBase,
         reward: Reward,
         prompts: Sequence[Prompt],
@@ -98,7 +106,7 @@ class Run:
             logprobs_ema = torch.cat(
                 [logprob(self.anchor, p, c.temperature) for p in parts]
             )  # (B,)
-        with self._autocast, torch.set_grad_enabled(whole):
+        with self._graph(), torch.set_grad_enabled(whole):
             logprobs = torch.cat([logprob(self.policy, p, c.temperature) for p in parts])  # (B,)
         kl = logprobs.detach() - logprobs_ema  # (B,)
         far, rounding = kl.abs().max().item(), ROUNDING[c.precision] * c.max_new_tokens
@@ -120,7 +128,7 @@ class Run:
         # line 8: r_β·∇ log π_θm(y|x), with r_β less its baseline if there is one
         advantages = r_beta - loo_baseline(r_beta, k) if c.baseline == "loo" else r_beta
         for part, a, known in zip(parts, advantages.split(size), logprobs.split(size), strict=True):
-            with self._autocast:
+            with self._graph():
                 of_part = known if whole else logprob(self.policy, part, c.temperature)
             loss = _finite("loss", -(a * of_part).mean(), t)
             (loss if whole else loss * len(a) / len(advantages)).backward()
@@ -140,6 +148,13 @@ class Run:
             "same": max(Counter(completions).values()) / len(completions),
             "empty": sum(not text.strip() for text in completions) / len(completions),
         }
+
+    @contextmanager
+    def _graph(self) -> Iterator[None]:
+        """Around a pass of the policy that gets its gradient."""
+        again = self.training.gradient_checkpointing
+        with self._autocast, recomputed(self.policy) if again else nullcontext():
+            yield
 
     def update(self) -> None:
         """Lines 8, 9: the step is whole then; raises TrainingError where a weight is not finite."""

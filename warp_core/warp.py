@@ -1,51 +1,32 @@
 """Algorithm 1, lines 1 to 14, and its output, the front.
 
-`Experiment` writes the algorithm down as tasks. An engine computes those that the store does not have,
-side by side where it can, by the functions below it, which go from folders to a folder.
+`Experiment` writes the algorithm down as tasks, of the functions in folders.py. An engine computes
+those that the store does not have, side by side where it can.
 """
 
-import copy
 import itertools
-import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from warp_core.config import FrontConfig, Training, WarpConfig
+from warp_core.config import FrontConfig, WarpConfig
 from warp_core.engine.local import LocalEngine
-from warp_core.engine.loop import to_the_end
-from warp_core.engine.memory import needed_bytes
+from warp_core.engine.memory import Sizes, needed_bytes
 from warp_core.engine.progress import bar
-from warp_core.engine.tape import taped
-from warp_core.evaluate import Completions, Estimate, complete, estimate, front_summary, policy_kl
-from warp_core.merge import Method, merge_files
-from warp_core.store.checkpoint import Checkpoint
+from warp_core.evaluate import BATCH, Completions, Estimate, estimate, front_summary
+from warp_core.folders import FROM_SFT, JUDGED, evaluate, judge, merge, rl_run
 from warp_core.store.errors import ConfigError
-from warp_core.store.files import (
-    seal_json,
-    seal_jsonl,
-    sealed_json,
-    sealed_jsonl,
-    write_json,
-    write_jsonl,
-)
-from warp_core.store.results import STEPS, WEIGHTS, Store, Task
+from warp_core.store.files import seal_json, seal_jsonl, sealed_json, sealed_jsonl
+from warp_core.store.results import Store, Task
 from warp_core.store.run_folder import computed_once, open_run
-from warp_core.train import Run
 from warp_core.world.inputs import INPUTS, Inputs, StoredInputs, read_prompts
-from warp_core.world.models import load_policy, set_weights, weights_of, write_policy
-from warp_core.world.prompts import as_text, with_completion
-from warp_core.world.reward import stored_rewards
+from warp_core.world.prompts import as_text
 from warp_core.world.scorer import scorers
 from warp_core.world.texts import text_statistics
-from warp_core.world.vader import Vader
 
 RESULTS = ("summary.json", "metrics.jsonl", "samples.jsonl")
-FROM_SFT, JUDGED = "kl_from_sft.jsonl", "judged.jsonl"
-Passed = Callable[[], AbstractContextManager[Path | None]]
 Summary = dict[str, Any]
 
 
@@ -58,11 +39,10 @@ class Experiment:
     def __init__(self, config: WarpConfig, given: StoredInputs | None = None) -> None:
         self.config = c = config
         self.given = given or stored_inputs(c)
-        at_once = min(c.micro_batch or c.batch_size, c.batch_size)
-        shape = at_once, self.given.prompt_tokens, c.max_new_tokens
-        self.run_bytes = needed_bytes(*self.given.policy_shape, *shape, keeps_last=c.max_kl > 0)
+        self.run_bytes = needed_bytes(self.sizes())
         self.identity, self.theta_sft = self.given.identity, self.given.theta_sft
-        self.size = self.theta_sft.size
+        rank = c.lora_rank * c.runs * c.iterations  # of the last adapter
+        self.size = 4 * rank * self.given.adapter if rank else self.theta_sft.size
         self.iterations: list[tuple[list[Task], Task, Task]] = []
 
         theta_init = self.theta_sft  # line 1
@@ -74,18 +54,36 @@ class Experiment:
             self.iterations.append((thetas, theta_slerp, theta_init))
         self.warp = theta_init
 
+    def sizes(self) -> Sizes:
+        """What the memory of its runs follows from."""
+        c, given = self.config, self.given
+        return Sizes(
+            *given.policy_shape,
+            given.prompt_tokens,
+            c.max_new_tokens,
+            c.batch_size,
+            c.micro_batch,
+            trained=c.lora_rank * given.adapter,
+            adapters=c.lora_rank * given.adapter * c.runs * (c.iterations - 1),
+            rewards=sum(each.size for each in given.rewards) // 4,
+            copies=(c.anchor == "sft") + (c.max_kl > 0),
+            recomputed=c.gradient_checkpointing,
+            evaluated=min(BATCH, c.eval_prompts),
+        )
+
     def rl_run(
         self, theta_init: Task, i: int, m: int, steps: int | None = None, output: str = "policy"
     ) -> Task:
         """θ^m: run m of iteration i, or its θ_ema (output: "ema"); after `steps`, which are T if None."""
         c, given, steps = self.config, self.given, steps or self.config.steps
         inputs = {"theta_init": theta_init, "rewards": given.rewards, "prompts": given.train}
-        inputs |= {"theta_sft": self.theta_sft} if c.anchor == "sft" else {}
+        inputs |= {"theta_sft": self.theta_sft} if c.anchor == "sft" or c.lora_rank else {}
         arguments = {"scored": given.scored, "seed": run_seed(c, i, m)}
         training = c.training.model_dump(exclude_defaults=True)  # so that later keys change no name
         arguments |= {"training": training | {"steps": steps}}
         arguments |= {} if output == "policy" else {"output": output}
-        hints, label = {"checkpoint_every": c.checkpoint_every}, f"{c.name}, iteration {i}, run {m}"
+        hints = {"checkpoint_every": c.checkpoint_every, "body": c.policy}
+        label = f"{c.name}, iteration {i}, run {m}"
         states = 2 if 0 < c.checkpoint_every < steps else 1  # the new one beside the old
         states *= 4 + (c.max_kl > 0)  # weights, anchor, two moments; weights before the last update
         endless = arguments | {"training": training | {"steps": 0}, "output": ""}
@@ -179,7 +177,11 @@ class Experiment:
             places |= {f"iteration_{i}/run_{m}": theta for m, theta in enumerate(thetas, start=1)}
             places[f"iteration_{i}/slerp"] = theta_slerp
             places["warp" if i == last else f"iteration_{i}/liti"] = theta_init
-        result = {place: places[place] for place in (f"iteration_{last}/slerp", "warp")}
+        if self.config.lora_rank:  # the body, which the adapters need
+            places["sft"] = self.theta_sft
+        result = {
+            p: each for p, each in places.items() if p in (f"iteration_{last}/slerp", "warp", "sft")
+        }
         return places if self.config.keep_weights == "all" else result
 
     def show(self, store: Store, run_dir: Path) -> None:
@@ -196,105 +198,6 @@ class Experiment:
         """Its runs side by side, as many as differ."""
         c = self.config
         return LocalEngine(c.workers, 1 if c.shared_run_seed else c.runs, bar(c.name))
-
-
-# What an engine computes
-
-
-def rl_run(
-    out: Path,
-    work: Path,
-    theta_init: Path,
-    rewards: Sequence[Path],
-    prompts: Path,
-    training: Mapping[str, Any],
-    scored: Sequence[Mapping[str, Any]],
-    seed: int,
-    checkpoint_every: int,
-    passing: Sequence[tuple[Mapping[str, Any], Passed]] = (),
-    theta_sft: Path | None = None,
-    output: str = "policy",
-) -> None:
-    """θ^m (lines 4 to 10), and its metrics, a row a step; goes on from its last checkpoint."""
-    config = Training(**training)
-    policy, tokenizer = load_policy(str(theta_init))
-    anchor = load_policy(str(theta_sft))[0] if theta_sft else copy.deepcopy(policy)
-    on_the_way = [(p["training"]["steps"], p.get("output", "policy"), c) for p, c in passing]
-    # Asked for or not: a checkpoint may be asked for it later.
-    theta_ema = {n: w.clone() for n, w in weights_of(policy).items()} if theta_sft else None
-    r, x = stored_rewards(rewards, scored), read_prompts(prompts)
-    run = Run(policy, anchor, tokenizer, r, x, config, seed, theta_ema)  # line 4
-    checkpoint = Checkpoint(work, config.steps, checkpoint_every)
-
-    def write(folder: Path, kind: str) -> None:
-        model = policy
-        if kind == "ema":
-            set_weights(model := copy.deepcopy(anchor), run.theta_ema)
-        write_policy(model, tokenizer, folder / WEIGHTS)
-        write_jsonl(folder / STEPS, checkpoint.rows())
-
-    def passed(t: int) -> None:
-        for kind, context in [(kind, context) for steps, kind, context in on_the_way if steps == t]:
-            with context() as folder:
-                if folder:
-                    write(folder, kind)
-
-    with nullcontext() if config.micro_batch else taped(policy, config.max_new_tokens):
-        to_the_end(run, checkpoint, config.max_kl, passed)  # lines 5 to 10
-    write(out, output)
-
-
-def merge(
-    out: Path,
-    theta_init: Path,
-    thetas: Sequence[Path],
-    eta: float,
-    method: Method = "slerp",
-    lam: float | None = None,
-) -> None:
-    """Lines 12, 13; and the angles of the task vectors, degrees by group; null where one is zero."""
-    angles = merge_files(theta_init, thetas, out / WEIGHTS, lam, eta=eta, method=method)
-    write_json(out / "angles.json", {name: _degrees(each) for name, each in angles.items()})
-
-
-def evaluate(
-    out: Path,
-    policy: Path,
-    theta_sft: Path,
-    rewards: Sequence[Path],
-    prompts: Path,
-    scored: Sequence[Mapping[str, Any]],
-    of_sft: Path | None = None,
-    **how: Any,
-) -> None:
-    """A policy's `Completions` of the prompts, with the KLs between it and θ_sft."""
-    model, tokenizer = load_policy(str(policy))
-    sft = None if policy == theta_sft else load_policy(str(theta_sft))[0]
-    r, x = stored_rewards(rewards, scored), read_prompts(prompts)
-    complete(model, tokenizer, r, x, reference=sft, **how).save(out)
-    if of_sft:
-        rollouts = Completions.load(of_sft, model.device).rollouts
-        kls = policy_kl(sft or model, model, rollouts, how["temperature"])
-        write_jsonl(out / FROM_SFT, [{"kl": kl} for kl in kls])
-
-
-def judge(
-    out: Path,
-    evaluation: Path,
-    prompts: Path,
-    judges: Sequence[Path],
-    scored: Sequence[Mapping[str, Any]],
-) -> None:
-    """The judge's score of each completion with its prompt, as a reward gets it."""
-    of = stored_rewards(judges, scored) if judges else Vader()
-    texts = zip(read_prompts(prompts), Completions.load(evaluation).texts, strict=True)
-    scores = of([with_completion(*each) for each in texts]).tolist()
-    write_jsonl(out / JUDGED, [{"judge": score} for score in scores])
-
-
-def _degrees(angles: np.ndarray) -> list[list[float | None]]:
-    rows = np.degrees(angles).tolist()
-    return [[None if math.isnan(angle) else round(angle, 4) for angle in row] for row in rows]
 
 
 # What people call

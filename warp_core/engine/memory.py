@@ -5,6 +5,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -16,30 +17,69 @@ from warp_core.store.errors import ConfigError
 from warp_core.store.files import read_json, write_json
 
 GB = 1e9
+PROCESS = 500_000_000  # bytes: Python, torch and transformers
+LOGITS = 1 << 28  # of so many at a time two policies are compared
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def needed_bytes(
-    config: PreTrainedConfig,
-    weights: int,
-    batch_size: int,
-    prompt_tokens: int,
-    max_new_tokens: int,
-    keeps_last: bool = False,
-) -> int:
-    """What a run wants at its largest: weights, anchor, gradient, Adam's two moments, activations.
+@dataclass(frozen=True)
+class Sizes:
+    """What decides how much memory a run wants, and the evaluation behind it."""
 
-    These are an estimate, made for Llama's blocks: 14 vectors of the hidden size and 4 of the
-    feed-forward's for each token and layer, and 4 tensors of logits. `keeps_last`: of the weights
-    before the last update, for `max_kl`.
+    config: PreTrainedConfig
+    """Of the policy."""
+    weights: int
+    """Of the policy, or of the body that is frozen."""
+    prompt_tokens: int
+    max_new_tokens: int
+    batch_size: int
+    micro_batch: int = 0
+    trained: int = 0
+    """Weights of the adapters that are trained; 0: all of the policy's are."""
+    adapters: int = 0
+    """Of those that lie frozen on the body."""
+    rewards: int = 0
+    """Weights of the reward models."""
+    copies: int = 0
+    """Of what is trained, beside weights, anchor and moments: of a fixed anchor, for `max_kl`."""
+    recomputed: bool = False
+    """Whether the gradient computes each layer's inside again."""
+    evaluated: int = 64
+    """Completions of the evaluation that are sampled at once."""
+
+
+def needed_bytes(s: Sizes) -> int:
+    """What a worker wants at its largest: while it samples, while it takes the gradient, or later
+    while it evaluates.
+
+    Weights, anchor and Adam's moments stay. What a layer keeps for the gradient is an estimate, made
+    for Llama's blocks: 14 vectors of the hidden size and 4 of the feed-forward's a token.
     """
-    sizes = config.get_text_config()
-    hidden = sizes.hidden_size
+    sizes = s.config.get_text_config()
+    hidden, layers = sizes.hidden_size, sizes.num_hidden_layers
     inner = getattr(sizes, "intermediate_size", None) or 4 * hidden
-    tokens = batch_size * (prompt_tokens + max_new_tokens)
-    blocks = tokens * sizes.num_hidden_layers * (14 * hidden + 4 * inner)
-    logits = 4 * batch_size * max_new_tokens * sizes.vocab_size
-    return 4 * ((5 + keeps_last) * weights + blocks + logits)
+    heads = getattr(sizes, "num_attention_heads", 1)
+    of_head = getattr(sizes, "head_dim", None) or hidden // heads
+    kept = 2 * (getattr(sizes, "num_key_value_heads", None) or heads) * of_head  # keys and values
+    length, micro = (
+        s.prompt_tokens + s.max_new_tokens,
+        min(s.micro_batch or s.batch_size, s.batch_size),
+    )
+
+    trained = s.trained or s.weights
+    fixed = (4 + s.copies) * trained + (s.weights + s.adapters if s.trained else 0) + s.rewards
+    cache = length * kept * (layers + 1)  # one layer's is copied as it grows
+    sampling = s.batch_size * (cache + 3 * sizes.vocab_size)
+
+    tokens, of_layer = micro * length, 14 * hidden + 4 * inner
+    blocks = tokens * (layers * hidden + of_layer if s.recomputed else layers * of_layer)
+    gradient = trained + blocks + 4 * micro * s.max_new_tokens * sizes.vocab_size
+
+    logits = s.evaluated * s.max_new_tokens * sizes.vocab_size
+    compared = 2 * min(logits, max(LOGITS, s.max_new_tokens * sizes.vocab_size))
+    policies = s.weights + (s.adapters + s.trained if s.trained else s.weights) + s.rewards
+    evaluating = policies + s.evaluated * cache + logits + compared
+    return PROCESS + 4 * max(fixed + max(sampling, gradient), evaluating)
 
 
 def available_bytes() -> int:

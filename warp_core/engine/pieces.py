@@ -1,11 +1,37 @@
-"""Arithmetic on a piece of θ_init and of each θ^m, in NumPy: a matter of speed and memory."""
+"""Weights that lie as tensors, merged in NumPy a piece at a time: a matter of speed and memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from warp_core.store.errors import MergeError
-from warp_core.store.tensors import Array, is_float
+from warp_core.store.tensors import Array, Readers, is_float
+
+
+class Dense:
+    """θ_init and θ^1 … θ^M, tensor by tensor; `write` gets what is merged: the tensor's name, its
+    first element, the elements."""
+
+    def __init__(self, readers: Readers, write: Callable[[str, int, Array], None]) -> None:
+        self.readers, self.write = readers, write
+        self.names, self.m = readers.names, readers.m
+
+    def add_gram(self, name: str, gram: Array) -> None:
+        """δ_i·δ_j of a tensor, added to `gram` (M, M)."""
+        for first, *others in self.readers.pieces(name):
+            gram += checked_gram(name, first, others)
+
+    def merge(self, name: str, c: Sequence[float], eta: float) -> None:
+        """Write (1 − η)·θ_init + η·(θ_init + Σ_m c_m·δ_m) of a tensor; the merge as it is stored."""
+        start = 0
+        for first, *others in self.readers.pieces(name):
+            merged = first
+            if is_float(first.dtype):
+                merged = combine_piece(first, others, c).astype(first.dtype, copy=False)
+                if eta != 1:
+                    merged = combine_piece(first, [merged], [eta])
+            self.write(name, start, merged)
+            start += len(first)
 
 
 def checked_gram(name: str, first: Array, others: Sequence[Array]) -> Array:

@@ -40,10 +40,18 @@ def _no_nul(value: str) -> str:
     return value
 
 
+def _names(value: Any) -> Any:
+    several = value if isinstance(value, list) else [value]
+    if not several or any(not isinstance(each, str) or not each.strip() for each in several):
+        raise ValueError("a text, or a list of texts, that are not empty")
+    return value
+
+
 # YAML 1.1 reads `1e-6` as a text, so numbers may come as texts; booleans may not.
 Number = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
 Integer = Annotated[int, BeforeValidator(_not_bool)]
 Text = Annotated[str, AfterValidator(_not_blank)]
+Names = Annotated[str | list[str], BeforeValidator(_names)]
 Folder = Annotated[str, AfterValidator(_no_nul)]
 Name = Annotated[str, AfterValidator(_plain_name)]
 Eta = Annotated[Number, Field(ge=0, le=3)]  # beyond 1 it goes on where the interpolation ends

@@ -80,6 +80,11 @@ def in_memory(theta_init: Weights, thetas: Sequence[Weights]) -> Readers:
     seen: dict[tuple[object, ...], str] = {}
     tied = {}
     every = [theta_init, *thetas]
+    if any(".lora_A." in name for theta in every for name in theta):
+        raise MergeError(
+            "these are factors of LoRA, whose SLERP is another operation than that of their products: "
+            "merge_files merges the adapters' folders"
+        )
     for name in theta_init:
         if all(name in theta for theta in every):  # else `Readers` says it
             # Memory, shape and type, for a view of a tensor is not the tensor.
@@ -203,7 +208,7 @@ class NewWeightFiles(ExitStack):
     def __init__(self, like: Path, folder: Path, tied: Mapping[str, str]) -> None:
         super().__init__()
         self._places: dict[str, tuple[FileIO, int, np.dtype[Any]]] = {}
-        for path in _other_files(like):
+        for path in other_files(like):
             shutil.copy(path, folder)
         for path in weight_files(like):
             with path.open("rb") as original:
@@ -229,7 +234,7 @@ class NewWeightFiles(ExitStack):
 
 def size_of(folder: Path) -> int:
     """Bytes of what `NewWeightFiles` makes of it."""
-    return sum(path.stat().st_size for path in [*weight_files(folder), *_other_files(folder)])
+    return sum(path.stat().st_size for path in [*weight_files(folder), *other_files(folder)])
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -253,7 +258,7 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _other_files(folder: Path) -> list[Path]:
+def other_files(folder: Path) -> list[Path]:
     """Those that hold no weights: config, tokenizer, index; without the checksums."""
     files = [path for path in folder.iterdir() if path.is_file()]
     return [path for path in files if path.suffix != SUFFIX and path.name != SUMS]

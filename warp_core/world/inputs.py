@@ -18,6 +18,7 @@ from warp_core.store.files import sealed_json, write_bytes, write_json, write_te
 from warp_core.store.results import WEIGHTS, Task
 from warp_core.world import models
 from warp_core.world.assets import AssetError
+from warp_core.world.lora import ALL, adapted_sizes
 from warp_core.world.own_reward import OwnReward, place_of
 from warp_core.world.prompts import Prompt, as_text, load_prompts
 from warp_core.world.reward import NAME, SOURCE, RewardModel, load_judge, load_scorer
@@ -29,7 +30,7 @@ WRONG = 0.01  # nats; rounding is 1e-5
 # Parameters of an experiment that `Inputs` takes.
 INPUTS = ("policy", "reward_model", "positive_label", "prompts", "prompt_words", "prompts_column")
 INPUTS += ("prompts_split", "max_prompt_tokens", "chat_template", "eval_prompts", "max_new_tokens")
-INPUTS += ("judge",)
+INPUTS += ("judge", "lora_rank", "lora_targets")
 
 
 class Inputs:
@@ -39,6 +40,7 @@ class Inputs:
         sft and tokenizer, rewards, judges, prompts: θ_sft, what r is the sum of, the judge if there is
             one, X (for RL and for the evaluation).
         prompt_tokens: length of the longest prompt, tokens of the policy.
+        adapted: sizes of the matrices that have adapters, (out, in) by name; none where all is trained.
         identity: policy_sha256, reward_sha256, prompts_sha256: what they are, wherever they lie.
 
     Raises ConfigError where they cannot be used or do not fit; one line for each mistake.
@@ -58,6 +60,8 @@ class Inputs:
         max_prompt_tokens: int = 0,
         chat_template: str = "auto",
         judge: str | Scorer = "",
+        lora_rank: int = 0,
+        lora_targets: str | Sequence[str] = ALL,
     ) -> None:
         mistakes: list[str] = []
         texts: list[Prompt] = []
@@ -83,7 +87,10 @@ class Inputs:
             self.judges = [load_judge(each, texts) for each in scorers(judge)]
             if {each.digest for each in self.judges} & {r.digest for r in self.rewards}:
                 raise ConfigError("judge: the reward itself given; it must be another one")
+        self.adapted: dict[str, tuple[int, int]] = {}
         for self.sft, self.tokenizer in loaded:
+            with _noted(mistakes):
+                self.adapted = adapted_sizes(self.sft, lora_targets) if lora_rank else {}
             with _noted(mistakes):
                 limit = getattr(self.sft.config, "max_position_embeddings", None) or math.inf
                 ids = models.prompt_ids(self.tokenizer, texts) if texts else []
@@ -183,6 +190,7 @@ class StoredInputs:
         scored: of each reward how it scores, `scorer.plain`; of_judge: of the judge.
         identity, prompt_tokens: as of `Inputs`.
         policy_shape: the policy's configuration, and how many weights it has.
+        adapter: weights of an adapter of rank 1; 0 where all weights are trained.
     """
 
     def __init__(
@@ -197,6 +205,7 @@ class StoredInputs:
         self.identity, self.prompt_tokens = inputs.identity, inputs.prompt_tokens
         weights = sum(parameter.numel() for parameter in inputs.sft.parameters())
         self.policy_shape = inputs.sft.config, weights
+        self.adapter = sum(out + inner for out, inner in inputs.adapted.values())
         given = [{"texts": texts} for texts in inputs.prompts]
         self.train, self.held_out = (Task("prompts", prompts_of, x, label="prompts") for x in given)
 

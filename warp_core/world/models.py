@@ -10,7 +10,9 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,20 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from warp_core.store.errors import ConfigError, DamagedError
+from warp_core.store.errors import ConfigError, DamagedError, TrainingError
 from warp_core.store.files import appearing, verify
 from warp_core.world.assets import PREFIX, asset_path, cache_dir, made_once
+from warp_core.world.lora import Adapted
 from warp_core.world.prompts import Conversation, Prompt
 
 TOKENIZER = "a tokenizer", transformers.AutoTokenizer
 CAUSAL_LM = "a causal language model", transformers.AutoModelForCausalLM
 CLASSIFIER = "a trained sequence classifier", transformers.AutoModelForSequenceClassification
+Policy = PreTrainedModel | Adapted
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 transformers.logging.disable_progress_bar()  # a model loads in a second; many bars hide our own
 
@@ -163,7 +169,7 @@ def encode_prompts(
     return batch["input_ids"].to(device), batch["attention_mask"].to(device)
 
 
-def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def stop_tokens(model: Policy, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids that end a completion: the tokenizer's end-of-text token, then generation_config's others."""
     generation = getattr(model, "generation_config", None)
     more = getattr(generation, "eos_token_id", None) or []
@@ -172,7 +178,7 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> l
 
 
 def forward_logits(
-    model: PreTrainedModel, tokens: Tensor, mask: Tensor, keep: int, cache: Cache | None = None
+    model: Policy, tokens: Tensor, mask: Tensor, keep: int, cache: Cache | None = None
 ) -> Tensor:
     """Logits of the last `keep` positions: (B, keep, V).
 
@@ -190,8 +196,29 @@ def forward_logits(
     return model(input_ids=tokens, attention_mask=mask, **options).logits[:, -keep:]
 
 
+@contextmanager
+def recomputed(model: Policy) -> Iterator[None]:
+    """Of a pass within it the graph keeps what goes into each layer, and computes the rest again.
+
+    Raises TrainingError where the model does not say what its layers are.
+    """
+    whole = model.body.model if isinstance(model, Adapted) else model
+    layers = [each for each in whole.modules() if isinstance(each, GradientCheckpointingLayer)]
+    if not layers:
+        raise TrainingError("gradient_checkpointing: the policy's layers cannot be computed again")
+    for layer in layers:
+        layer.forward = partial(
+            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+        )
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
 @torch.no_grad()
-def cache_error(model: PreTrainedModel, ids: Sequence[int]) -> float:
+def cache_error(model: Policy, ids: Sequence[int]) -> float:
     """Largest difference, nats, of log-probabilities with a cache, a token at a time, and without.
 
     Of policies whose state is no key-value cache it is some nats: they cannot be sampled here.
@@ -205,7 +232,7 @@ def cache_error(model: PreTrainedModel, ids: Sequence[int]) -> float:
     return float(difference.nan_to_num(math.inf, math.inf, math.inf).abs().max())
 
 
-def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
+def weights_of(model: Policy) -> dict[str, Tensor]:
     """θ: what the model stores, by name, tied tensors once; the tensors themselves, no copies.
 
     Some models store buffers too: the expert biases of a mixture, say. The names are those that the
@@ -217,7 +244,7 @@ def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def set_weights(model: PreTrainedModel, theta: Mapping[str, Tensor]) -> None:
+def set_weights(model: Policy, theta: Mapping[str, Tensor]) -> None:
     """Copy θ into the model, name by name; raises KeyError where a name is missing."""
     for name, tensor in weights_of(model).items():
         tensor.copy_(theta[name])

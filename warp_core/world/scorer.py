@@ -39,7 +39,8 @@ def _several(value: Any) -> str | list[Scorer]:
         if value.strip() and "\0" not in value:
             return value
     elif isinstance(value, list) and value:
-        return [Scorer(model=each) if isinstance(each, str) else each for each in map(_one, value)]
+        ones = ({"model": each} if isinstance(each, str) else each for each in value)
+        return [each for each in map(_one, ones) if isinstance(each, Scorer)]
     raise ValueError("a text, or a list of rewards: model, positive_label, weight of each")
 
 
