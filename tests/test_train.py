@@ -13,8 +13,7 @@ import pytest
 import tiny
 import torch
 
-from warp_core import train
-from warp_core import folders
+from warp_core import folders, train
 from warp_core.config import Training
 from warp_core.engine.tape import taped
 from warp_core.rollout import Rollout

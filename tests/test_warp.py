@@ -15,11 +15,13 @@ import pytest
 import tiny
 import torch
 import yaml
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from warp_core import warp
 from warp_core.config import WarpConfig
-from warp_core.engine import memory
+from warp_core.engine import memory, precision
 from warp_core.engine.tape import taped
 from warp_core.evaluate import Completions, complete, estimate, policy_kl
 from warp_core.merge import lerp, liti, slerp
@@ -765,6 +767,49 @@ def test_the_evaluations_seed_is_not_the_trainings(finished, tmp_path):
     found = run_warp(trained)
     assert weights_below(trained.folder) != weights_below(config.folder)
     assert found["sft_reward"] == summary["sft_reward"]  # θ_sft is evaluated once for all trainings
+
+
+def test_bf16_is_refused_where_it_is_slower_but_what_is_done_is_read(
+    make_tiny_params, tmp_path, monkeypatch
+):
+    params = make_tiny_params(run_dir=str(tmp_path / "runs" / "run"), precision="bf16", workers=1)
+    monkeypatch.setattr(precision, "bf16_ratio", lambda: 400.0)
+    with pytest.raises(ConfigError, match=r"^precision: 'bf16' given; .* 400\.0 times slower"):
+        run_warp(WarpConfig(**params))
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.setattr(precision, "bf16_ratio", lambda: 0.5)
+    summary = run_warp(WarpConfig(**params))
+    monkeypatch.setattr(precision, "bf16_ratio", lambda: 400.0)
+    assert run_warp(WarpConfig(**params)) == summary
+
+
+# Architectures
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_every_architecture_goes_from_its_weights_to_the_front(
+    make_tiny_params, tmp_path, architecture, lora
+):
+    tokenizer = tiny.bytes_tokenizer() if architecture.startswith("qwen") else tiny.make_tokenizer()
+    policy = tiny.save(
+        tiny.make_policy(architecture, len(tokenizer)), tokenizer, tmp_path / "policy"
+    )
+    changes = {"policy": str(policy), "run_dir": str(tmp_path / "runs" / "run"), "workers": 1}
+    changes |= {"lora_rank": lora, "lr": 3e-2, "iterations": 1, "prompt_words": 2}
+    config = WarpConfig(**make_tiny_params(**changes))
+    run_warp(config)
+    front = run_front(config, etas=[0.5, 1.0])["front"]
+    assert front[1]["kl"]["mean"] > front[0]["kl"]["mean"] > 0
+    rows = read_jsonl(config.folder / "metrics.jsonl")
+    assert [abs(row["kl_anchor"]) < 1e-4 for row in rows] == [True, False] * 2
+    warp_folder = config.folder / "weights" / "warp"
+    model = AutoModelForCausalLM.from_pretrained(
+        config.folder / "weights" / "sft" if lora else warp_folder
+    )
+    if lora:
+        model = PeftModel.from_pretrained(model, warp_folder)
+    assert model.generate(torch.tensor([[3, 4]]), max_new_tokens=2, do_sample=False).shape[1] > 2
 
 
 # Conversations

@@ -47,6 +47,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
                           "max_position_embeddings": CONTEXT}),
     "bloom": ("BloomConfig", {"hidden_size": 16, "n_layer": 2, "n_head": 2}),  # ALiBi
     "mixtral": ("MixtralConfig", GQA | {"num_local_experts": 3, "num_experts_per_tok": 2}),
+    "qwen3": ("Qwen3Config", GQA | {"head_dim": 8}),
+    "gemma3": ("Gemma3TextConfig", GQA | {"head_dim": 8, "sliding_window": 4}),
+    "lfm2": ("Lfm2Config", GQA | {"layer_types": ["conv", "full_attention"]}),  # a hybrid
 }  # fmt: skip
 
 

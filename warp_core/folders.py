@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from warp_core.config import Training
@@ -22,7 +23,7 @@ from warp_core.store.results import STEPS, WEIGHTS
 from warp_core.train import Run
 from warp_core.world.inputs import read_prompts
 from warp_core.world.lora import Adapted, Body, adapted_sizes, pairs_of
-from warp_core.world.models import Policy, load_policy, set_weights, weights_of, write_policy
+from warp_core.world.models import Policy, half_, load_policy, set_weights, weights_of, write_policy
 from warp_core.world.prompts import with_completion
 from warp_core.world.reward import stored_rewards
 from warp_core.world.vader import Vader
@@ -53,7 +54,7 @@ def rl_run(
     # Asked for or not: a checkpoint may be asked for it later.
     sft = config.anchor == "sft"
     theta_ema = {n: w.clone() for n, w in weights_of(policy).items()} if sft else None
-    r, x = stored_rewards(rewards, scored), read_prompts(prompts)
+    r, x = stored_rewards(rewards, scored, _half(config)), read_prompts(prompts)
     run = Run(policy, anchor, tokenizer, r, x, config, seed, theta_ema)  # line 4
     checkpoint = Checkpoint(work, config.steps, checkpoint_every)
 
@@ -90,9 +91,13 @@ def _start(
     """A policy at θ_init, and what its KL is measured to."""
     if not config.lora_rank:
         start, tokenizer = load_policy(str(theta_init))
-        of_sft = theta_sft if config.anchor == "sft" else None
-        return start, load_policy(str(of_sft))[0] if of_sft else copy.deepcopy(start), tokenizer
+        if config.anchor == "ema":
+            return start, copy.deepcopy(start), tokenizer
+        sft, _ = load_policy(str(theta_sft))
+        return start, half_(sft) if _half(config) else sft, tokenizer
     model, tokenizer = load_policy(str(theta_sft))
+    if _half(config):
+        half_(model)
     matrices, body = list(adapted_sizes(model, config.lora_targets)), Body(model)
     before: tuple[str, ...] = ()
     if is_adapter(theta_init):
@@ -102,6 +107,11 @@ def _start(
         body.add(name, config.lora_rank, config.lora_alpha, matrices, seed)
     anchor = (*before, "anchor") if config.anchor == "ema" else ()
     return Adapted(body, (*before, "policy")), Adapted(body, anchor), tokenizer
+
+
+def _half(config: Training) -> bool:
+    """Whether what is not trained has bfloat16 weights: on a GPU, whose memory is what is short."""
+    return config.precision == "bf16" and torch.cuda.is_available()
 
 
 def _write_adapter(

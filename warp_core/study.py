@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from warp_core.config import ConfigError, WarpConfig, load_params
+from warp_core.engine.precision import check_precision
 from warp_core.engine.tables import Entry, Row, Table, complete
 from warp_core.evaluate import Completions
 from warp_core.folders import GEOMETRY, geometry
@@ -73,6 +74,7 @@ def tables_of(studies: Iterable[Study]) -> list[Table]:
             which = point.arm or next(iter(study.arms)), study.seeds[0] if seed is None else seed
             if which not in experiments:
                 config = config_of(study, *which)
+                check_precision(config.precision)
                 key = json.dumps([getattr(config, key) for key in INPUTS])
                 given[key] = given.get(key) or stored_inputs(config)
                 experiments[which] = Experiment(config, given[key])

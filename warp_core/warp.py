@@ -5,7 +5,8 @@ those that the store does not have, side by side where it can.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from warp_core.config import FrontConfig, WarpConfig
 from warp_core.engine.local import LocalEngine
 from warp_core.engine.memory import Sizes, needed_bytes
+from warp_core.engine.precision import check_precision
 from warp_core.engine.progress import bar
 from warp_core.evaluate import BATCH, Completions, Estimate, estimate, front_summary
 from warp_core.folders import FROM_SFT, JUDGED, evaluate, judge, merge, rl_run
@@ -194,6 +196,13 @@ class Experiment:
         """Those whose weights stay."""
         return [self.theta_sft, *self.given.rewards, *self.shown().values()]
 
+    @contextmanager
+    def resources(self, store: Store) -> Iterator[None]:
+        """Memory and disk for what is missing, and a precision that this machine can do."""
+        check_precision(self.config.precision)
+        with self.engine().resources(self.run_bytes, store, self.wanted(), self.kept()):
+            yield
+
     def engine(self) -> LocalEngine:
         """Its runs side by side, as many as differ."""
         c = self.config
@@ -217,8 +226,7 @@ def run_warp(config: WarpConfig, run_dir: Path | str | None = None) -> Summary:
     """
     run_dir = Path(run_dir or config.folder)
     e, store = Experiment(config), Store(run_dir.parent / "store")
-    resources = e.engine().resources(e.run_bytes, store, e.wanted(), e.kept())
-    about = config, run_dir, e.identity, RESULTS, resources
+    about = config, run_dir, e.identity, RESULTS, e.resources(store)
     return computed_once(*about, lambda: _run(e, store, run_dir))
 
 

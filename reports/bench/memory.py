@@ -66,7 +66,7 @@ def world(folder: Path) -> dict[str, Any]:
 
     names = [f"w{k}" for k in range(MODEL["vocab_size"] - 2)]
     vocabulary = {token: k for k, token in enumerate(["<end>", "<pad>", *names])}
-    rules = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))  # noqa: S106
+    rules = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
     rules.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=rules, eos_token="<end>", pad_token="<pad>", unk_token="<end>"

@@ -8,6 +8,7 @@ from reports.build.plan import Project, Section
 from warp_core.config import ConfigError, FrontConfig, WarpConfig
 from warp_core.engine.local import LocalEngine
 from warp_core.engine.memory import available_bytes
+from warp_core.engine.precision import check_precision
 from warp_core.engine.progress import Progress
 from warp_core.store.errors import MessageOnly
 from warp_core.store.results import Store, Task
@@ -52,6 +53,7 @@ def _experiment(project: Project, section: Section, run_dir: str) -> Experiment:
     """Its run folder is looked at now: a notebook that refuses it after the work would be late."""
     config = project.experiment(run_dir)
     try:
+        check_precision(config.precision)
         experiment = Experiment(config)
         check_run(config, section.root / config.folder, experiment.identity)
     except ConfigError as error:

@@ -196,6 +196,17 @@ def forward_logits(
     return model(input_ids=tokens, attention_mask=mask, **options).logits[:, -keep:]
 
 
+@torch.no_grad()
+def half_(model: PreTrainedModel) -> PreTrainedModel:
+    """Weights that are never trained, in bfloat16, in place; but for those that give the logits."""
+    head = model.get_output_embeddings()
+    kept = set() if head is None else {id(parameter) for parameter in head.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in kept:
+            parameter.data = parameter.data.bfloat16()
+    return model
+
+
 @contextmanager
 def recomputed(model: Policy) -> Iterator[None]:
     """Of a pass within it the graph keeps what goes into each layer, and computes the rest again.

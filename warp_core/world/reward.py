@@ -118,13 +118,19 @@ def load_judge(scorer: Scorer, prompts: Sequence[Prompt]) -> RewardModel | OwnRe
     return Vader() if scorer.model == VADER else load_scorer(scorer, prompts, "judge")
 
 
-def stored_rewards(folders: Sequence[Path], how: Sequence[Mapping[str, Any]]) -> Reward:
+def stored_rewards(
+    folders: Sequence[Path], how: Sequence[Mapping[str, Any]], half: bool = False
+) -> Reward:
     """The sum of the rewards that the store has in these folders, each by its weight.
 
     Args:
         how: of each what `scorer.plain` gives.
+        half: models have bfloat16 weights.
     """
     rewards = [_stored(*each) for each in zip(folders, how, strict=True)]
+    for each in rewards:
+        if half and isinstance(each, RewardModel):
+            each.model.to(torch.bfloat16)
     weights = [each.get("weight", 1.0) for each in how]
     if weights == [1.0]:
         return rewards[0]
