@@ -130,7 +130,7 @@ def stored_rewards(
     rewards = [_stored(*each) for each in zip(folders, how, strict=True)]
     for each in rewards:
         if half and isinstance(each, RewardModel):
-            each.model.to(torch.bfloat16)
+            each.model.bfloat16()
     weights = [each.get("weight", 1.0) for each in how]
     if weights == [1.0]:
         return rewards[0]
