@@ -104,6 +104,7 @@ BAD = (
         "run_dir": st.one_of(st.none(), st.integers(), st.just("a\0b")),
         "shared_run_seed": st.sampled_from([None, "perhaps", 2, -1, [], math.nan]),
         "judge": st.sampled_from([None, 1, "VADER", "reward", " "]),
+        "tracker": st.sampled_from([None, True, "all", "comet_ml", " "]),
         "prompts_column": st.sampled_from([None, 1, [], {}]),
         "positive_label": st.sampled_from([None, 1, [], {}]),
         "etas": st.sampled_from(

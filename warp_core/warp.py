@@ -20,6 +20,7 @@ from warp_core.engine.loop import to_the_end
 from warp_core.engine.memory import needed_bytes
 from warp_core.engine.progress import bar
 from warp_core.engine.tape import taped
+from warp_core.engine.tracking import check_tracker, tracked, tracked_run
 from warp_core.evaluate import Completions, Estimate, complete, estimate, front_summary, policy_kl
 from warp_core.merge import Method, merge_files
 from warp_core.store.checkpoint import Checkpoint
@@ -56,6 +57,7 @@ class Experiment:
 
     def __init__(self, config: WarpConfig, given: StoredInputs | None = None) -> None:
         self.config = c = config
+        check_tracker(c.tracker)
         self.given = given or stored_inputs(c)
         at_once = min(c.micro_batch or c.batch_size, c.batch_size)
         shape = at_once, self.given.prompt_tokens, c.max_new_tokens
@@ -85,6 +87,7 @@ class Experiment:
         arguments |= {"training": training | {"steps": steps}}
         arguments |= {} if output == "policy" else {"output": output}
         hints, label = {"checkpoint_every": c.checkpoint_every}, f"{c.name}, iteration {i}, run {m}"
+        hints |= tracked_run(c.model_dump(), i, m, arguments["seed"])
         states = 2 if 0 < c.checkpoint_every < steps else 1  # the new one beside the old
         states *= 4 + (c.max_kl > 0)  # weights, anchor, two moments; weights before the last update
         endless = arguments | {"training": training | {"steps": 0}, "output": ""}
@@ -210,6 +213,7 @@ def rl_run(
     passing: Sequence[tuple[Mapping[str, Any], Passed]] = (),
     theta_sft: Path | None = None,
     output: str = "policy",
+    tracking: Mapping[str, Any] | None = None,
 ) -> None:
     """θ^m (lines 4 to 10), and its metrics, a row a step; goes on from its last checkpoint."""
     config = Training(**training)
@@ -235,8 +239,9 @@ def rl_run(
                 if folder:
                     write(folder, kind)
 
-    with nullcontext() if config.micro_batch else taped(policy, config.max_new_tokens):
-        to_the_end(run, checkpoint, config.max_kl, passed)  # lines 5 to 10
+    kept = nullcontext() if config.micro_batch else taped(policy, config.max_new_tokens)
+    with kept, tracked(tracking, work) as log:
+        to_the_end(run, checkpoint, config.max_kl, passed, log)  # lines 5 to 10
     write(out, output)
 
 
