@@ -36,6 +36,7 @@ from warp_core.store.files import (
 from warp_core.store.results import STEPS, WEIGHTS, Store, Task
 from warp_core.store.run_folder import computed_once, open_run
 from warp_core.train import Run
+from warp_core.world.card import write_cards
 from warp_core.world.inputs import INPUTS, Inputs, StoredInputs, read_prompts
 from warp_core.world.judges import load_judge
 from warp_core.world.models import load_policy, set_weights, weights_of, write_policy
@@ -350,6 +351,7 @@ def _run(e: Experiment, store: Store, run_dir: Path) -> Summary:
     if e.config.judge:
         judges = (e.measured(store, each)["judge"] for each in of_policies)
         summary |= dict(zip(("sft_judge", "warp_judge"), judges, strict=True))
+    write_cards(run_dir, e.config.model_dump(), summary)
     seal_json(run_dir / "origins.json", store.origins(wanted))
     seal_json(run_dir / "summary.json", summary)
     return summary
@@ -382,6 +384,7 @@ def run_front(
         seal_jsonl(path, points)
         front = front_summary(points, Completions.load(store.path(of_sft)).rewards)
         summary = sealed_json(run_dir / "summary.json") | front
+        write_cards(run_dir, config.model_dump(), summary)
         seal_json(run_dir / "summary.json", summary)
         return summary
 
