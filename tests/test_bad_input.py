@@ -111,6 +111,7 @@ BAD = (
         "judge": st.sampled_from([None, 1, [], {"model": 1}, ["vader"]]),
         "gradient_checkpointing": st.sampled_from([None, "perhaps", 2, -1, []]),
         "lora_targets": st.sampled_from([None, [], "", " ", [1], {}, 3, ["a", ""]]),
+        "tracker": st.sampled_from([None, True, "all", "comet_ml", " "]),
         "prompts_column": st.sampled_from([None, 1, [], {}]),
         "positive_label": st.sampled_from([None, 1, [], {}]),
         "etas": st.sampled_from(

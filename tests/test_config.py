@@ -51,6 +51,7 @@ BAD = {
     "workers": [-1, 65, 0.5, True],
     "max_kl": [-1, math.nan, math.inf, "much"],
     "checkpoint_every": [-1, 0.5, True],
+    "tracker": ["all", "WANDB", None],
     "keep_weights": ["none", "", True, None],
     "run_dir": [None, 5, "a\0b"],
 }

@@ -127,6 +127,15 @@ def test_the_front_is_one_adapter_and_a_number(finished):
     shutil.rmtree(out)
 
 
+def test_adapters_have_cards_that_say_how_they_are_loaded(finished):
+    weights = finished[0].folder / "weights"
+    for place in ("warp", "iteration_1/run_2", "iteration_2/slerp"):
+        card = (weights / place / "README.md").read_text()
+        assert "library_name: peft" in card
+        assert "PeftModel.from_pretrained" in card
+    assert not (weights / "sft" / "README.md").exists()
+
+
 def test_peft_loads_what_the_loop_evaluates(finished):
     config, _ = finished
     weights = config.folder / "weights"

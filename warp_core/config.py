@@ -137,6 +137,8 @@ class WarpConfig(RunParameters, Training):
     """Runs side by side, each with its share of the cores; 0: as many as differ and have a core."""
     checkpoint_every: Annotated[Integer, Field(ge=0, le=1_000_000)] = 25
     """Steps from one checkpoint of a run to the next; 0: only when it is interrupted."""
+    tracker: Literal["", "tensorboard", "wandb", "mlflow", "trackio"] = ""
+    """Where runs can be watched too; what it keeps lies in runs/tracking."""
     keep_weights: Literal["all", "result"] = "all"
     """`result`: only the last θ_slerp and the WARP policy stay; the front has no runs beside it then."""
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from warp_core.config import Training
 from warp_core.engine.loop import to_the_end
 from warp_core.engine.tape import taped
+from warp_core.engine.tracking import tracked
 from warp_core.evaluate import Completions, complete, policy_kl
 from warp_core.merge import Method, angles_of, geometry_of_files, merge_files
 from warp_core.store.adapter import Adapter, is_adapter, write_adapter
@@ -46,6 +47,7 @@ def rl_run(
     theta_sft: Path | None = None,
     output: str = "policy",
     body: str = "",
+    tracking: Mapping[str, Any] | None = None,
 ) -> None:
     """θ^m (lines 4 to 10), and its metrics, a row a step; goes on from its last checkpoint."""
     config = Training(**training)
@@ -75,13 +77,11 @@ def rl_run(
                 if folder:
                     write(folder, kind)
 
-    plain = config.micro_batch or config.gradient_checkpointing
-    with (
-        nullcontext()
-        if plain or isinstance(policy, Adapted)
-        else taped(policy, config.max_new_tokens)
-    ):
-        to_the_end(run, checkpoint, config.max_kl, passed)  # lines 5 to 10
+    kept = nullcontext()
+    if not (isinstance(policy, Adapted) or config.micro_batch or config.gradient_checkpointing):
+        kept = taped(policy, config.max_new_tokens)
+    with kept, tracked(tracking, work) as log:
+        to_the_end(run, checkpoint, config.max_kl, passed, log)  # lines 5 to 10
     write(out, output)
 
 

@@ -31,8 +31,9 @@ from warp_core.engine.pieces import Dense, checked_gram, gram_of_piece
 from warp_core.store import tensors
 from warp_core.store.adapter import is_adapter
 from warp_core.store.errors import DamagedError, MergeError
-from warp_core.store.files import appearing
+from warp_core.store.files import appearing, write_text
 from warp_core.store.tensors import Array, is_float
+from warp_core.world.card import CARD, merge_card
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -286,6 +287,8 @@ def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     try:
         angles = merge_files(**vars(options))
+        how = {key: value for key, value in vars(options).items() if key != "out"}
+        write_text(options.out / CARD, merge_card(**how))
     except (MergeError, DamagedError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -17,12 +17,14 @@ from warp_core.engine.local import LocalEngine
 from warp_core.engine.memory import Sizes, needed_bytes
 from warp_core.engine.precision import check_precision
 from warp_core.engine.progress import bar
+from warp_core.engine.tracking import check_tracker, tracked_run
 from warp_core.evaluate import BATCH, Completions, Estimate, estimate, front_summary
 from warp_core.folders import FROM_SFT, JUDGED, evaluate, judge, merge, rl_run
 from warp_core.store.errors import ConfigError
 from warp_core.store.files import seal_json, seal_jsonl, sealed_json, sealed_jsonl
 from warp_core.store.results import Store, Task
 from warp_core.store.run_folder import computed_once, open_run
+from warp_core.world.card import write_cards
 from warp_core.world.inputs import INPUTS, Inputs, StoredInputs, read_prompts
 from warp_core.world.prompts import as_text
 from warp_core.world.scorer import scorers
@@ -40,6 +42,7 @@ class Experiment:
 
     def __init__(self, config: WarpConfig, given: StoredInputs | None = None) -> None:
         self.config = c = config
+        check_tracker(c.tracker)
         self.given = given or stored_inputs(c)
         self.run_bytes = needed_bytes(self.sizes())
         self.identity, self.theta_sft = self.given.identity, self.given.theta_sft
@@ -86,6 +89,7 @@ class Experiment:
         arguments |= {} if output == "policy" else {"output": output}
         hints = {"checkpoint_every": c.checkpoint_every, "body": c.policy}
         label = f"{c.name}, iteration {i}, run {m}"
+        hints |= tracked_run(c.model_dump(), i, m, arguments["seed"])
         states = 2 if 0 < c.checkpoint_every < steps else 1  # the new one beside the old
         states *= 4 + (c.max_kl > 0)  # weights, anchor, two moments; weights before the last update
         endless = arguments | {"training": training | {"steps": 0}, "output": ""}
@@ -267,6 +271,7 @@ def _run(e: Experiment, store: Store, run_dir: Path) -> Summary:
     if e.config.judge:
         judges = (e.measured(store, each)["judge"] for each in of_policies)
         summary |= dict(zip(("sft_judge", "warp_judge"), judges, strict=True))
+    write_cards(run_dir, e.config.model_dump(), summary)
     seal_json(run_dir / "origins.json", store.origins(wanted))
     seal_json(run_dir / "summary.json", summary)
     return summary
@@ -302,6 +307,7 @@ def run_front(
         seal_jsonl(path, points)
         front = front_summary(points, Completions.load(store.path(of_sft)).rewards)
         summary = sealed_json(run_dir / "summary.json") | front
+        write_cards(run_dir, config.model_dump(), summary)
         seal_json(run_dir / "summary.json", summary)
         return summary
 

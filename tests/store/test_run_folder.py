@@ -25,6 +25,7 @@ class Some(RunParameters):
     workers: str = "0"
     checkpoint_every: str = "25"
     keep_weights: str = "all"
+    tracker: str = ""
 
 
 PARAMS, IDENTITY = {"lr": 1e-6, "title": "Опыт", "run_dir": ""}, {"policy_sha256": "a"}
@@ -46,7 +47,7 @@ def state(folder):
 
 def test_a_folder_is_opened_again_by_the_same_experiment_alone(tmp_path):
     opened(PARAMS, tmp_path / "run", IDENTITY)
-    for key in ("title", "run_dir", "workers", "checkpoint_every", "keep_weights"):
+    for key in ("title", "run_dir", "workers", "checkpoint_every", "keep_weights", "tracker"):
         opened(PARAMS | {key: "other"}, tmp_path / "run", IDENTITY)
     with pytest.raises(ConfigError, match=r"lr: 1e-06 there, 1\.0 asked for"):
         opened(PARAMS | {"lr": 1.0}, tmp_path / "run", IDENTITY)

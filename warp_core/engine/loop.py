@@ -25,14 +25,18 @@ def to_the_end(
     checkpoint: Checkpoint,
     max_kl: float,
     passed: Callable[[int], None] = lambda t: None,
+    log: Callable[[Mapping[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
     """Lines 5 to 10, from the last checkpoint on; returns the rows of all steps, with their seconds.
 
     A batch whose KL to the anchor is above `max_kl` (0: none is) ends the run with the weights before
-    its last update. Ctrl-C saves all whole steps. `passed` is told every t that the run stands at.
+    its last update. Ctrl-C saves all whole steps. `passed` is told every t that the run stands at, `log`
+    every row, of steps before the checkpoint too.
     """
     if state := checkpoint.restore():
         run.restore(state)
+    for row in checkpoint.rows():
+        log(row)
     beyond: dict[str, Any] = {}
     with checkpoint.kept_if_interrupted(lambda: run.state() if run.whole else None):
         while run.t < checkpoint.steps:
@@ -45,8 +49,10 @@ def to_the_end(
             with checkpoint.step(row, run.state):
                 run.update()
                 row["seconds"] = time.perf_counter() - start
+            log(row)
         passed(run.t)
     if beyond:  # out of there: no state may be saved that has gone back
         checkpoint.append(beyond)
+        log(beyond)
         run.undo()
     return checkpoint.rows()

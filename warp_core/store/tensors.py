@@ -202,7 +202,7 @@ class NewWeightTensors:
 class NewWeightFiles(ExitStack):
     """Weights written into a new folder with the names, types and files of another one.
 
-    Everything else that lies there (config, tokenizer, index) is copied.
+    Everything else that lies there (config, tokenizer, index) is copied, but for what says what it is.
     """
 
     def __init__(self, like: Path, folder: Path, tied: Mapping[str, str]) -> None:
@@ -259,9 +259,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def other_files(folder: Path) -> list[Path]:
-    """Those that hold no weights: config, tokenizer, index; without the checksums."""
+    """Those that hold no weights: config, tokenizer, index; without the checksums and the card."""
     files = [path for path in folder.iterdir() if path.is_file()]
-    return [path for path in files if path.suffix != SUFFIX and path.name != SUMS]
+    return [
+        path for path in files if path.suffix != SUFFIX and path.name not in (SUMS, "README.md")
+    ]
 
 
 def _header(file: IO[bytes]) -> tuple[dict[str, Any], int]:

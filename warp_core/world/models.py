@@ -1,15 +1,17 @@
 """Load and save a policy or the classifier behind a reward model.
 
 A policy is any causal LM that transformers' Auto classes load: from an asset, a GGUF file, a local
-folder or a hub id. Weights are read and written as safetensors (or GGUF) alone, never pickles, and
-no code that comes with a model is run. Everything is float32, on CUDA if it is there, and dropout is
-off: the policy that is sampled must be the policy whose gradient is taken.
+folder, a hub id or, for one of its revisions, ID@REVISION. Weights are read and written as
+safetensors (or GGUF) alone, never pickles, and no code that comes with a model is run. Everything is
+float32, on CUDA if it is there, and dropout is off: the policy that is sampled must be the policy
+whose gradient is taken.
 """
 
 import hashlib
 import inspect
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.hub import has_file
 
 from warp_core.store.errors import ConfigError, DamagedError, TrainingError
 from warp_core.store.files import appearing, verify
@@ -34,7 +37,10 @@ TOKENIZER = "a tokenizer", transformers.AutoTokenizer
 CAUSAL_LM = "a causal language model", transformers.AutoModelForCausalLM
 CLASSIFIER = "a trained sequence classifier", transformers.AutoModelForSequenceClassification
 Policy = PreTrainedModel | Adapted
+PICKLES = "pytorch_model.bin", "pytorch_model.bin.index.json"
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+# transformers would hand the user's token to a converter, which writes into the model's repository.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 transformers.logging.disable_progress_bar()  # a model loads in a second; many bars hide our own
 
 
@@ -115,11 +121,33 @@ def _load(key: str, source: str, kind: tuple[str, Any], labels: int | None = Non
 
 def _attempt(key: str, source: str, kind: tuple[str, Any], **options: Any) -> Any:
     what, auto = kind
+    name, _, revision = (source, "", "") if Path(source).exists() else source.partition("@")
     try:
-        return auto.from_pretrained(source, **options)
+        return auto.from_pretrained(name, revision=revision or "main", **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        given = str(Path(source) / options.get("gguf_file", ""))
-        raise _refused(key, given, f"cannot load {what} from it: {str(error)[:600]}") from error
+        given, why = str(Path(source) / options.get("gguf_file", "")), str(error)[:600]
+        if isinstance(error, OSError) and "safetensors" in why:
+            why = _pickled(name, revision, auto.__name__) or why
+        raise _refused(key, given, f"cannot load {what} from it: {why}") from error
+
+
+def _pickled(name: str, revision: str, auto: str) -> str:
+    """What to do about weights that exist as pickles alone; nothing where there are none."""
+    has = partial(has_file, name, revision=revision or "main")
+    found = [file for file in PICKLES if has(file)]
+    if not found:
+        return ""
+    folder = f"{Path(name).name}-safetensors"
+    how = (
+        f"import transformers as t; [c.from_pretrained({name!r}).save_pretrained({folder!r}) "
+        f"for c in (t.{auto}, t.AutoTokenizer)]"
+    )
+    of_the_hub = f"give '{name}@refs/pr/N' if the hub's pull request N converts them, or "
+    return (
+        f"its weights are pickles ({found[0]}), which can run code and are not read; "
+        f"{'' if Path(name).is_dir() else of_the_hub}convert them once, where you trust them, by "
+        f'`python -c "{how}"`, and give {folder!r}'
+    )
 
 
 def _refused(key: str, given: str, why: object) -> ConfigError:
