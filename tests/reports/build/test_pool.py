@@ -138,7 +138,7 @@ def test_after_a_change_of_the_code_fresh_makes_anew_what_other_code_made(built,
     foot = (
         "получены числа разделов (раздел — коммит): two — 0ldc0de; make fresh вычисляет их заново."
     )
-    page = copy / "reports/warp_report.html"
+    page = copy / "runs/warp_report.html"
     with counted() as computed:
         assert main([], copy) == 0
     assert told in capsys.readouterr().out
