@@ -108,7 +108,7 @@ def compile_page(
         "lang": {"t": "MetaString", "c": "ru"},
     }
     options = ("--standalone", "--wrap=none", "--mathml", f"--template={TEMPLATE}")
-    page = _with_commas(_pandoc(json.dumps(document), "json", "html5", *options))
+    page = _refined(_pandoc(json.dumps(document), "json", "html5", *options))
     if faults := page_faults(page, {work.url for work in works.values()}):
         raise ReportError("\n".join(["the page does not stand on its own:", *faults]))
     return page
@@ -351,8 +351,12 @@ def _raw(text: str, kind: str = "RawBlock") -> dict[str, Any]:
     return {"t": kind, "c": ["html", text]}
 
 
-def _with_commas(page: str) -> str:
-    return re.sub(r"<mn>(\d+)\.(\d+)</mn>", r"<mn>\1,\2</mn>", page)
+def _refined(page: str) -> str:
+    """Decimal commas in formulas; and what scrolls by itself on a phone can be reached by keyboard."""
+    page = re.sub(r"<mn>(\d+)\.(\d+)</mn>", r"<mn>\1,\2</mn>", page)
+    return page.replace('<math display="block"', '<math tabindex="0" display="block"').replace(
+        "<pre><code>", '<pre tabindex="0"><code>'
+    )
 
 
 def _pandoc(text: str, source: str, target: str, *options: str) -> str:
