@@ -64,6 +64,9 @@ def test_experiment_notebook_shows_what_the_run_stored(executed):
     assert not outputs(notebook, "image/png")
     shown = figures(notebook)["curves"]
     assert len(shown["panels"]) == 4
+    curves = [each for each in outputs(notebook, MIME) if each["label"] == "curves"]
+    assert len(curves) == 1  # whatever was shown while it ran
+    assert not any("появятся" in text for text in outputs(notebook, "text/plain"))
     assert all(panel.startswith("<svg") and "</text>" in panel for panel in shown["panels"])
     metrics = read_jsonl(config.folder / "metrics.jsonl")
     assert len(metrics) == config.iterations * config.runs * config.steps
