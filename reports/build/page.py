@@ -297,9 +297,18 @@ def _html_of(shown: Shown, part: Part, references: References) -> str:
     return (
         f'<figure class="{"half" if shown.get("half") else "full"}" id="{where}">'
         f'<div class="zoom" id="zoom-{where}"><a class="close" href="#{where}">Закрыть</a>'
-        f'<div class="panels of{len(shown["panels"])}">{panels}</div></div>'
+        f'<div class="panels {_layout(shown["panels"])}">{panels}</div></div>'
         f'<figcaption>{caption}</figcaption><p class="links">{" · ".join(links)}</p></figure>'
     )
+
+
+def _layout(panels: Sequence[str]) -> str:
+    """Small panels stand three or four in a row; of four larger ones two."""
+    widths = [
+        float(width) for p in panels for width in re.findall(r'viewBox="0 0 ([\d.]+)', p[:99])
+    ]
+    large = len(panels) == 4 and max(widths, default=0) > 300
+    return f"of{2 if large else len(panels)}"
 
 
 def _own_ids(svg: str, prefix: str) -> str:
