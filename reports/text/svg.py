@@ -72,7 +72,9 @@ def svg_text(figure: Figure, name: str) -> str:
     svg = ET.Element("svg", {"viewBox": box, "role": "group", "aria-label": name})
     width = float(box.split()[2])
     svg.set("class", "plot")
-    svg.set("style", f"width: 100%; max-width: {1.3 * width:.0f}px")  # where no page says otherwise
+    svg.set(
+        "style", f"fill: currentColor; width: 100%; max-width: {1.3 * width:.0f}px"
+    )  # of a notebook, too
     for child in given:
         svg.extend(_own(child, references, width))
     return ET.tostring(svg, encoding="unicode")
