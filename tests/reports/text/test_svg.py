@@ -1,4 +1,4 @@
-"""A figure as SVG: its text is text, its colours the page's, its marks tell their values, its bytes repeat."""
+"""A figure as SVG: text is text, colours are the page's, marks tell their values, bytes repeat."""
 
 from xml.etree import ElementTree as ET
 
