@@ -14,10 +14,11 @@ export MKL_CBWR := AUTO,STRICT
 export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := 1099511627776
 
-.PHONY: help report fresh smoke studies study test torture lint bench clean distclean
+.PHONY: help report publish fresh smoke studies study test torture lint bench clean distclean
 
 help:
-	@echo "make report     models, data, all experiments, reports/warp_report.html; goes on where it stopped"
+	@echo "make report     models, data, all experiments, runs/warp_report.html; goes on where it stopped"
+	@echo "make publish    the same, and the page and picture of the repository, reports/, made anew"
 	@echo "make fresh      the same, with all numbers made anew that other code of the method made"
 	@echo "make smoke      the same at tiny sizes, in runs/smoke"
 	@echo "make studies    what the studies of params/study_*.yaml still lack in reports/studies/: 11 hours in all"
@@ -32,6 +33,10 @@ help:
 report: $(READY)
 	@$(BIN)/python -m warp_core.world.assets > /dev/null
 	@$(BIN)/python -m reports.build
+
+publish: $(READY)
+	@$(BIN)/python -m warp_core.world.assets > /dev/null
+	@$(BIN)/python -m reports.build --publish
 
 fresh: $(READY)
 	@$(BIN)/python -m warp_core.world.assets > /dev/null

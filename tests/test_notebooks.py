@@ -10,10 +10,11 @@ import pytest
 
 from reports.text import studies
 from reports.text.experiment import QUANTITIES
+from reports.text.show import MIME
 from reports.text.statistics import comparisons, load_study
 from reports.text.words import estimate_text
 from warp_core.config import WarpConfig
-from warp_core.store.files import read_json, read_jsonl, seal_json
+from warp_core.store.files import read_json, read_jsonl
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,6 +40,12 @@ def outputs(notebook: nbformat.NotebookNode, mime: str) -> list[str]:
     ]
 
 
+def figures(notebook: nbformat.NotebookNode) -> dict[str, dict]:
+    """What the report takes as figures, by label."""
+    shown = outputs(notebook, MIME)
+    return {each["label"]: each for each in shown if each["kind"] == "figure"}
+
+
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory, make_tiny_params):
     """The experiment's notebook, executed once, and its parameters."""
@@ -54,7 +61,13 @@ def test_experiment_notebook_shows_what_the_run_stored(executed):
     tables = outputs(notebook, "text/html")
     for key in QUANTITIES:
         assert any(estimate_text(summary[key]) in table for table in tables), key
-    assert len(outputs(notebook, "image/png")) >= 2
+    assert not outputs(notebook, "image/png")
+    shown = figures(notebook)["curves"]
+    assert len(shown["panels"]) == 4
+    curves = [each for each in outputs(notebook, MIME) if each["label"] == "curves"]
+    assert len(curves) == 1  # whatever was shown while it ran
+    assert not any("появятся" in text for text in outputs(notebook, "text/plain"))
+    assert all(panel.startswith("<svg") and "</text>" in panel for panel in shown["panels"])
     metrics = read_jsonl(config.folder / "metrics.jsonl")
     assert len(metrics) == config.iterations * config.runs * config.steps
     for row in metrics:
@@ -84,7 +97,7 @@ def test_front_notebook_adds_the_front_to_the_summary(executed, tmp_path):
     table = outputs(notebook, "text/html")[0]
     for point in summary["front"] + summary["front_runs"]:
         assert estimate_text(point["kl"]) in table
-    assert outputs(notebook, "image/png")
+    assert list(figures(notebook)) == ["front"]
 
 
 def test_reward_model_notebook_stores_a_model_that_experiments_load(tmp_path, tiny_reward_folder):
@@ -97,28 +110,39 @@ def test_reward_model_notebook_stores_a_model_that_experiments_load(tmp_path, ti
     pairs = [(a, b) for a in held_out for b in held_out if a["rating"] - b["rating"] > 0.5]
     right = sum(a["score"] > b["score"] for a, b in pairs)
     assert summary["accuracy"]["mean"] == pytest.approx(right / len(pairs))
-    assert estimate_text(summary["accuracy"]) in outputs(notebook, "text/html")[0]
-    assert len(outputs(notebook, "image/png")) == 2
+    assert any(estimate_text(summary["accuracy"]) in t for t in outputs(notebook, "text/html"))
+    assert {"calibration", "learning"} == {*figures(notebook)}
     assert len(read_jsonl(run_dir / "training.jsonl")) == 128 // 32
     assert (run_dir / "model" / "model.safetensors").is_file()
 
 
-def test_overview_and_comparison_show_every_experiment(executed, tmp_path):
+def test_every_experiment_is_shown(executed, tmp_path):
     _, params = executed
     names = [f"experiment_{k}" for k in (1, 2, 3, 4)]
     ignore = shutil.ignore_patterns("weights")
     for name in [*names, "experiment_1_control", "experiment_4_control"]:
         shutil.copytree(params["run_dir"], tmp_path / name, ignore=ignore)
-    reward = {"accuracy": {"mean": 0.8612, "stderr": 0.0071, "n": 100}}
-    seal_json(tmp_path / "reward_model" / "summary.json", reward)
-    kl = estimate_text(read_json(tmp_path / "experiment_4" / "summary.json")["kl_warp_sft"])
-    for name in ("overview", "summary"):
+    difference = read_json(tmp_path / "experiment_4" / "summary.json")["kl_warp_sft"]
+    for name in ("seed_report", "experiments", "reproduction"):
         notebook = run_notebook(
             f"{name}.ipynb", tmp_path / f"{name}.ipynb", {"runs_dir": str(tmp_path)}
         )
-        assert "".join(outputs(notebook, "text/html")).count(kl) >= len(names)
-    overview = nbformat.read(tmp_path / "overview.ipynb", as_version=4)
-    assert any("86,12\u00a0±\u00a00,71" in text for text in outputs(overview, "text/markdown"))
+        if name != "reproduction":
+            tables = "".join(outputs(notebook, "text/html"))
+            assert tables.count(estimate_text(difference)) >= len(names)
+    assert len(figures(nbformat.read(tmp_path / "experiments.ipynb", 4))["curves"]["panels"]) == 6
+
+
+@pytest.mark.parametrize("name", ["overview", "summary"])
+def test_what_holds_is_shown_for_every_claim(name, tmp_path):
+    notebook = run_notebook(f"{name}.ipynb", tmp_path / "out.ipynb", {})
+    said = "".join([*outputs(notebook, "text/html"), *outputs(notebook, "text/markdown")])
+    if name == "overview":
+        assert "claims" in figures(notebook)
+        assert all(html.escape(claim) in said for claim in studies.MAIN.values())
+    else:
+        for study in studies.load_studies(ROOT / "params"):
+            assert all(html.escape(each.claim) in said for each in comparisons(study))
 
 
 def test_study_notebook_shows_the_rows_of_the_repository(tmp_path):
@@ -131,4 +155,4 @@ def test_study_notebook_shows_the_rows_of_the_repository(tmp_path):
         assert any(name in table and text in table for table in tables), name
     for comparison in comparisons(study):
         assert any(html.escape(comparison.claim) in table for table in tables)
-    assert outputs(notebook, "image/png")
+    assert len(figures(notebook)) > 2

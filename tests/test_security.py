@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import tiny
 
-from reports.build.page import Part, compile_page
-from reports.text import experiment, words
+from reports.build.page import About, Part, compile_page
+from reports.text import experiment, figures, show, words
+from reports.text.svg import svg_text, tells
 from warp_core.config import WarpConfig, load_params
 from warp_core.store.errors import ConfigError
 from warp_core.warp import run_front, run_warp
@@ -119,13 +120,28 @@ def attacked(tmp_path_factory) -> Path:
         words.table_html(pd.DataFrame({ATTACKS[0]: ATTACKS})),
     ]
     shown = [nbformat.v4.new_output("display_data", {"text/html": table}) for table in tables]
+    about = {"kind": "figure", "label": "x", "caption": ATTACKS[0], "panels": [attacked_svg()]}
+    about |= {"csv": show.csv_text([{"text": attack} for attack in ATTACKS])}
+    shown.append(nbformat.v4.new_output("display_data", {show.MIME: about}))
     cells = [nbformat.v4.new_markdown_cell("# Заголовок"), nbformat.v4.new_code_cell(outputs=shown)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "a.ipynb")
     (folder / "b.md").write_text(f"# Текст\n\n{ATTACKS[0]}\n\n{ATTACKS[1]}\n", encoding="utf-8")
     parts = [Part("a", folder / "a.ipynb", title=ATTACKS[0]), Part("b", folder / "b.md")]
     page = folder / "page.html"
-    page.write_text(compile_page(parts, ATTACKS[0], ATTACKS[1], trial=False), encoding="utf-8")
+    text = compile_page(parts, About(ATTACKS[0], ATTACKS[2], ATTACKS[1], ATTACKS[9]))
+    page.write_text(text, encoding="utf-8")
     return page
+
+
+def attacked_svg() -> str:
+    """A figure whose labels, marks and name are all attacks."""
+    ax = figures.new_axes(440, 900)
+    for k, attack in enumerate(ATTACKS):
+        (mark,) = ax.plot(0, k, "o")
+        tells(mark, attack)
+    ax.set_yticks(range(len(ATTACKS)), ATTACKS)
+    ax.set_title(ATTACKS[0])
+    return svg_text(figures.figure_of(ax), ATTACKS[9])
 
 
 @pytest.fixture(scope="module")
@@ -158,15 +174,22 @@ def test_in_a_browser_the_attacks_are_just_these_characters(browser, attacked):
     page, outside, errors = visit(browser, attacked)
     assert (outside, errors) == ([], [])
     assert page.title() == ATTACKS[0]
-    assert page.locator("script, svg, iframe, form").count() == 0
+    assert page.locator("script, iframe, form").count() == 0
+    assert page.locator("svg").count() == 1  # our own figure
     assert page.locator("img, style").count() == 1  # our own style
+    titles = page.locator("svg .told > title").all_text_contents()
+    assert titles == page.locator("svg .told > text").all_text_contents() == ATTACKS
+    drawn = page.locator("svg text").all_text_contents()
+    assert {*ATTACKS} <= {*drawn}
+    assert page.locator("svg").get_attribute("aria-label") == ATTACKS[9]
+    assert ATTACKS[0] in (page.locator("figcaption").text_content() or "")
     cells = page.locator("table.samples td").all_text_contents()
-    assert cells[0::4] == cells[2::4] == [f"{attack}\u200b{attack}" for attack in ATTACKS] or cells[
-        0::4
-    ] == [attack * 2 for attack in ATTACKS]
-    assert page.locator("table:not(.samples) td").all_text_contents() == ATTACKS
-    assert page.locator("table:not(.samples) th").all_text_contents() == [ATTACKS[0]]
-    assert page.locator("h1").first.text_content() == ATTACKS[0]
+    assert cells[0::4] == [attack * 2 for attack in ATTACKS]
+    assert page.locator("table:not(.samples) tbody th").all_text_contents() == ATTACKS
+    assert page.locator("table:not(.samples) thead th").all_text_contents() == [ATTACKS[0]]
+    assert (
+        page.locator("h1").text_content() == page.locator("h2").first.text_content() == ATTACKS[0]
+    )
     assert ATTACKS[1] in (page.locator("footer").text_content() or "")
     assert ATTACKS[0] in (page.locator("main").text_content() or "")
     page.close()
@@ -175,7 +198,7 @@ def test_in_a_browser_the_attacks_are_just_these_characters(browser, attacked):
 def test_in_a_browser_the_committed_report_asks_for_nothing_and_has_no_error(browser):
     page, outside, errors = visit(browser, ROOT / "reports" / "warp_report.html")
     assert (outside, errors) == ([], [])
-    assert page.locator("h1").count() > 5
+    assert page.locator("h1, h2").count() > 5
     assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
     page.close()
 

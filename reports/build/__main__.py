@@ -1,6 +1,9 @@
 """Run what is not done of the report, then compile it.
 
-    python -m reports.build [--smoke] [--only-compile] [--fresh]
+    python -m reports.build [--smoke] [--only-compile] [--fresh] [--publish]
+
+The page and the picture lie below runs/, so that nobody's own run changes a file of the repository;
+`--publish` copies them to reports/, and puts the table of results into README.
 
 `plan.py` reads `sections.yaml` and checks all that it names before anything runs; `run.py` runs the
 notebooks, and before them `pool.py` computes what they show; `report.py` makes one HTML file of it.
@@ -13,9 +16,16 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from reports.build.page import ReportError
+from reports.build.faults import ReportError
 from reports.build.plan import load_project
-from reports.build.report import compile_report, forget_other_code, other_code, picture
+from reports.build.report import (
+    compile_report,
+    first_sentences,
+    forget_other_code,
+    other_code,
+    picture,
+    with_results,
+)
 from reports.build.run import run_sections
 from warp_core.store.errors import ConfigError, DamagedError, StorageError
 from warp_core.store.files import write_bytes
@@ -33,7 +43,10 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument(
         "--fresh", action="store_true", help="first forget what other code computed"
     )
+    parser.add_argument("--publish", action="store_true", help="and copy them to reports/")
     options = parser.parse_args(argv)
+    if options.smoke and options.publish:
+        parser.error("a trial is not published")
     try:
         project = load_project(root, options.smoke)
         project.runs.mkdir(parents=True, exist_ok=True)
@@ -43,12 +56,20 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
                 forget_other_code(project)
             if not options.only_compile:
                 run_sections(project)
-            page = compile_report(project).encode()
-            new = not project.page.is_file() or project.page.read_bytes() != page
-            if new:
-                write_bytes(project.page, page)
-                write_bytes(project.page.with_name("results.png"), picture(project))
+            made = {project.page: compile_report(project).encode()}
+            if (png := picture(project)) is not None:
+                made[project.page.with_name("results.png")] = png
+            if options.publish:
+                made |= {root / "reports" / path.name: content for path, content in made.items()}
+                readme = root / "README.md"
+                if readme.is_file():
+                    made[readme] = with_results(readme.read_text("utf-8"), project).encode()
+            new = [path for path, b in made.items() if not path.is_file() or path.read_bytes() != b]
+            for path in new:
+                write_bytes(path, made[path])
             print(f"{'report' if new else 'nothing to do, all is done'}: {project.page}")
+            for sentence in first_sentences(project):
+                print(f"  {sentence}")
             if others := other_code(project):
                 print(
                     f"numbers of {', '.join(others)} were made by other code of the method; "

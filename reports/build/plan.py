@@ -12,7 +12,7 @@ import nbformat
 import yaml
 
 from reports.bench.config import BenchConfig
-from reports.build.page import ReportError
+from reports.build.faults import ReportError
 from warp_core.config import ConfigError, FrontConfig, WarpConfig, load_params
 from warp_core.store.errors import DamagedError
 from warp_core.store.parameters import Parameters, RunParameters, unknown_parameter
@@ -61,6 +61,14 @@ class Section:
         return self.config.title if isinstance(self.config, WarpConfig) else None
 
     @property
+    def made_by(self) -> str:
+        """The notebook and the params files, for who wants to make its figures anew."""
+        files = [f"params/{file.name}" for file in self.files]
+        if isinstance(self.config, StudyChoice):
+            files = [f"params/study_{self.config.study}.yaml"]
+        return ", ".join([f"notebooks/{self.notebook.name}", *files])
+
+    @property
     def place(self) -> str:
         """What people look for when it failed."""
         return f"{self.id}: notebooks/{self.notebook.name}"
@@ -92,11 +100,17 @@ class Project:
     title: str
     sections: list[Section]
     report: list[str]  # section ids and Markdown files, in the order of the page
-    picture: str  # the section whose first figure is the README's picture
+    appendices: list[str]  # the same, folded behind them
+    left_out: list[str]  # sections that a trial leaves out
+    picture: str  # the section that has a picture for README
     texts: Path
     runs: Path
-    page: Path
     smoke: bool
+
+    @property
+    def page(self) -> Path:
+        """A person's own; that of the repository is a copy (`--publish`)."""
+        return self.runs / "warp_report.html"
 
     def stage(self, name: str) -> list[Section]:
         return [section for section in self.sections if section.stage == name]
@@ -143,7 +157,8 @@ def load_project(root: Path, smoke: bool) -> Project:
         mistakes += [f"{where} {key!r} is no key of a section" for key in entry.keys() - KEYS]
         after = set(entry.get("after", [])).difference(ids[:position])
         mistakes += [f"{where} after: {i!r} is no section above it" for i in sorted(after)]
-    for name in plan["report"]:
+    appendices = plan.get("appendices", [])
+    for name in [*plan["report"], *appendices]:
         if name not in ids and not (name.endswith(".md") and (texts / name).is_file()):
             mistakes.append(
                 f"sections.yaml: {name!r} is neither a section nor a file of reports/text/"
@@ -154,10 +169,11 @@ def load_project(root: Path, smoke: bool) -> Project:
         plan["title"],
         [section for section in sections if section],
         [name for name in plan["report"] if name not in left_out],
+        [name for name in appendices if name not in left_out],
+        [name for name in [*plan["report"], *appendices] if name in left_out],
         plan["picture"],
         texts,
         runs,
-        (runs if smoke else root / "reports") / "warp_report.html",
         smoke,
     )
     mistakes += _what_the_pool_cannot_compute(project)

@@ -3,7 +3,7 @@
 import traceback
 from collections.abc import Callable, Sequence
 
-from reports.build.page import ReportError
+from reports.build.faults import ReportError
 from reports.build.plan import Project, Section
 from warp_core.config import ConfigError, FrontConfig, WarpConfig
 from warp_core.engine.local import LocalEngine

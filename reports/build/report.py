@@ -2,63 +2,121 @@
 
 import base64
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from reports.build.page import Part, ReportError, compile_page
+from reports.build.faults import ReportError
+from reports.build.page import About, Part, compile_page
 from reports.build.plan import Project, Section, read_notebook
-from warp_core.config import FrontConfig
+from reports.build.references import load_bibliography
+from warp_core.config import FrontConfig, WarpConfig, load_params
 from warp_core.store.files import sealed_json
 from warp_core.store.machine import code_of_the_method
+
+RESULTS = ("<!-- results, by `make publish` -->", "<!-- end of results -->")  # in README
 
 
 def compile_report(project: Project) -> str:
     """The page, from what has been executed. Raises ReportError."""
     sections = {section.id: section for section in project.sections}
-    missing = [n for n in project.report if n in sections and not sections[n].executed.is_file()]
+    names = [*project.report, *project.appendices]
+    missing = [n for n in names if n in sections and not sections[n].executed.is_file()]
     if missing:
         raise ReportError(f"nothing to compile, for these were not run: {', '.join(missing)}")
     parts = []
-    for name in project.report:
+    for k, name in enumerate(names):
+        behind = k >= len(project.report)
         if section := sections.get(name):
-            parts.append(Part(name, section.executed, section.title))
+            parts.append(Part(name, section.executed, section.title, behind, section.made_by))
         else:
-            parts.append(Part(Path(name).stem, project.texts / name))
-    return compile_page(parts, project.title, provenance(project), project.smoke)
+            parts.append(Part(Path(name).stem, project.texts / name, appendix=behind))
+    works = project.texts / "bibliography.yaml"
+    about = About(
+        project.title,
+        byline(project),
+        provenance(project),
+        " ".join(first_sentences(project)),
+        picture(project) or b"",
+        project.smoke,
+    )
+    return compile_page(
+        parts, about, load_bibliography(works) if works.is_file() else {}, project.left_out
+    )
 
 
-def picture(project: Project) -> bytes:
-    """The first figure of the section that sections.yaml names for it, as PNG; or ReportError."""
-    cells = read_notebook(project.runs / project.picture / "executed.ipynb").cells
-    outputs = (output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
-    png = next((data["image/png"] for data in outputs if "image/png" in data), None)
-    if png is None:
-        raise ReportError(f"{project.picture}: it has no figure, and sections.yaml wants one")
-    return base64.b64decode(png)
+def picture(project: Project) -> bytes | None:
+    """The first figure with a PNG of the section that sections.yaml names for it; None without one."""
+    for data in _outputs(project, project.picture):
+        if "image/png" in data:
+            return base64.b64decode(data["image/png"])
+    return None
+
+
+def first_sentences(project: Project) -> list[str]:
+    """What the report begins with: the items of its first section's first text, without marks."""
+    for data in _outputs(project, project.report[0]):
+        if text := data.get("text/markdown"):
+            items = re.findall(r"^(?:\d+\.|-) (.+)$", text, re.MULTILINE)
+            return [re.sub(r"\*\*|\s*\[@[^\]]+\]", "", item) for item in items]
+    return []
+
+
+def with_results(readme: str, project: Project) -> str:
+    """README with its table of results made anew, between its two marks."""
+    from reports.text import comparison, studies  # with torch, which no other build waits for
+    from reports.text.statistics import load_study
+
+    names = [s.id for s in project.stage("experiments") if isinstance(s.config, WarpConfig)]
+    summaries = comparison.load_summaries(project.runs, sorted(names))
+    params = {name: load_params(project.runs / name / "params.yaml") for name in summaries}
+    rows = studies.load_rows(load_study("params/study_seed_report.yaml"))
+    table = comparison.readme_table(comparison.experiments_table(summaries, params, rows))
+    before, _, rest = readme.partition(RESULTS[0])
+    return f"{before}{RESULTS[0]}\n{table}\n{RESULTS[1]}{rest.partition(RESULTS[1])[2]}"
+
+
+def _outputs(project: Project, name: str) -> Iterator[Mapping[str, Any]]:
+    path = project.runs / name / "executed.ipynb"
+    for cell in read_notebook(path).cells if path.is_file() else []:
+        yield from (output.get("data", {}) for output in cell.get("outputs", []))
+
+
+def byline(project: Project) -> str:
+    """Under the title: when, from which commit, where and in how long the numbers were made."""
+    origins = {name: origin for section in project.sections for name, origin in _origins(section)}
+    commits = sorted({origin["commit"] for origin in origins.values()})
+    devices = sorted({origin["device"] for origin in origins.values() if "device" in origin})
+    minutes = sum(origin.get("seconds", 0.0) for origin in origins.values()) / 60
+    facts = [
+        *([f"{_newest(project):%d.%m.%Y}"] if origins else []),
+        f"коммит {', '.join(commits) or 'неизвестен'}",
+        *devices,
+        f"{minutes:.0f} мин вычислений",
+        "Apache-2.0",
+    ]
+    return " · ".join(facts)
+
+
+def _newest(project: Project) -> date:
+    """When the newest result was written; not when the page was made, which is no result."""
+    metas = [project.runs / section.id / "meta.json" for section in project.sections]
+    return date.fromtimestamp(max(path.stat().st_mtime for path in metas if path.is_file()))
 
 
 def provenance(project: Project) -> str:
-    """When, from which commit and in how long the numbers were made; in Russian."""
-    origins = {name: origin for section in project.sections for name, origin in _origins(section)}
-    seconds = sum(origin.get("seconds", 0.0) for origin in origins.values())
-    commits = {origin["commit"] for origin in origins.values()}
-    executed = (section.executed for section in project.sections if section.executed.is_file())
-    ended = max(read_notebook(path).metadata["papermill"]["end_time"] for path in executed)
-    year, month, day = ended[:10].split("-")
-    sentences = (
-        f"Вычисления закончены {day}.{month}.{year}; суммарное время задач — {seconds / 60:.0f} мин; "
-        f"коммит: {', '.join(sorted(commits)) or 'неизвестен'}."
-    )
+    """Of whose code the numbers are; in Russian."""
     if others := other_code(project):
         named = "; ".join(f"{name} — {commit}" for name, commit in others.items())
-        sentences += (
-            f" Другой версией кода метода получены числа разделов (раздел — коммит): {named}; "
+        return (
+            f"Другой версией кода метода получены числа разделов (раздел — коммит): {named}; "
             "make fresh вычисляет их заново."
         )
-    return sentences
+    return "Все числа получены одной версией кода метода."
 
 
 def other_code(project: Project) -> dict[str, str]:

@@ -22,7 +22,8 @@ from typing import IO, NoReturn
 import nbformat
 import psutil
 
-from reports.build.page import INSERTED, ReportError
+from reports.build.faults import ReportError
+from reports.build.page import INSERTED
 from reports.build.plan import Project, Section, read_notebook
 from reports.build.status import Status
 

@@ -1,13 +1,9 @@
 """All studies together: what a colleague would want to be told first, and the four experiments."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import pandas as pd
-
-from reports.text.statistics import value
-from reports.text.studies import HOLDS, NONE, REFUTED, UNKNOWN, Row, Verdict, grouped, mean_text
-from reports.text.words import estimate_text, number
+from reports.text.studies import HOLDS, NONE, REFUTED, UNKNOWN, Verdict
+from reports.text.words import lowered, number
 
 SMALL = 0.15  # points: an interval within it is said to be no difference to speak of
 
@@ -21,35 +17,37 @@ def headline(found: Sequence[Verdict]) -> list[str]:
     )
     same = four.between and max(-four.between["low"], four.between["high"]) < SMALL
     parallel = (
-        "Слияние — способ обучать параллельно: при равной KL фронт четырёх слитых запусков отличается от "
-        f"фронта одного запуска вчетверо длиннее меньше чем на {number(SMALL, 0.1)} балла"
+        "**Слияние — способ обучать параллельно**: при равной KL фронт четырёх слитых запусков отличается "
+        f"от фронта одного запуска вчетверо длиннее меньше чем на {number(SMALL, 0.1)} балла"
     )
     worth = {
-        HOLDS: "Слияние окупается: при равной KL фронт четырёх слитых запусков выше фронта одного запуска "
-        "вчетверо длиннее",
-        REFUTED: "Слияние проигрывает: при равной KL фронт четырёх слитых запусков ниже фронта одного "
+        HOLDS: "**Слияние окупается**: при равной KL фронт четырёх слитых запусков выше фронта одного "
         "запуска вчетверо длиннее",
-        UNKNOWN: "Выше ли при равной KL фронт четырёх слитых запусков, чем фронт одного запуска вчетверо "
-        "длиннее, по этим обучениям не сказать",
-        NONE: "Фронт четырёх слитых запусков рядом с фронтом одного запуска вчетверо длиннее",
+        REFUTED: "**Слияние проигрывает**: при равной KL фронт четырёх слитых запусков ниже фронта одного "
+        "запуска вчетверо длиннее",
+        UNKNOWN: "**Окупается ли слияние, по этим обучениям не сказать**: при равной KL фронт четырёх "
+        "слитых запусков неотличим от фронта одного запуска вчетверо длиннее",
+        NONE: "**Окупается ли слияние, пока не вычислено**: фронт четырёх слитых запусков рядом с фронтом "
+        "одного запуска вчетверо длиннее",
     }
     above = {
-        HOLDS: "Фронт даёт интерполяция к начальным весам: при равной KL он выше траектории "
+        HOLDS: "**Фронт даёт интерполяция к начальным весам (LITI)**: при равной KL он выше траектории "
         "того же запуска",
-        REFUTED: "Интерполяция к начальным весам при равной KL ниже траектории того же запуска",
-        UNKNOWN: "Выше ли при равной KL интерполяция к начальным весам, чем траектория того же запуска, "
-        "по этим обучениям не сказать",
-        NONE: "Интерполяция к начальным весам рядом с траекторией того же запуска",
+        REFUTED: "**Интерполяция к начальным весам (LITI) фронта не даёт**: при равной KL она ниже "
+        "траектории того же запуска",
+        UNKNOWN: "**Даёт ли фронт интерполяция к начальным весам (LITI), по этим обучениям не сказать**: "
+        "разность с траекторией того же запуска при равной KL",
+        NONE: "**Интерполяция к начальным весам (LITI)** рядом с траекторией того же запуска",
     }
     by_lerp = {
         HOLDS: "SLERP при равной KL выше LERP",
         REFUTED: "SLERP при равной KL ниже LERP",
-        UNKNOWN: "какое слияние лучше при равной KL, SLERP или LERP, по этим обучениям не сказать",
+        UNKNOWN: "SLERP и LERP при равной KL неразличимы",
         NONE: "SLERP рядом с LERP",
     }
     fourth = {
-        HOLDS: "как и там, WARP-модель хуже SFT-модели",
-        REFUTED: "вопреки ему WARP-модель лучше SFT-модели",
+        HOLDS: "WARP-модель, как и там, хуже SFT-модели",
+        REFUTED: "WARP-модель, вопреки ему, лучше SFT-модели",
         UNKNOWN: "лучше ли WARP-модель, чем SFT-модель, по этим обучениям не сказать",
         NONE: "WARP-модель рядом с SFT-моделью",
     }
@@ -62,35 +60,46 @@ def headline(found: Sequence[Verdict]) -> list[str]:
     return [
         f"{parallel if same and four.word == UNKNOWN else worth[four.word]} ({_told(four)}).",
         f"{above[liti.word]} ({_told(liti)}); {by_lerp[lerp.word]} ({_told(lerp)}).",
-        f"В четвёртом эксперименте исходного отчёта {fourth[seed.word]} ({_told(seed)}), и "
-        f"{more[longer.word]}: T = 30 против T = 10 — {_told(longer)}.",
+        f"**Четвёртый эксперимент исходного отчёта**: {fourth[seed.word]} ({_told(seed)}); "
+        f"{more[longer.word]} — T = 30 против T = 10: {_told(longer)}.",
     ]
 
 
 def _told(v: Verdict) -> str:
-    return f"{v.effect}, обучений: {len(v.by_seed)}" if v.between else NONE
+    """Its effect and on how many trainings it rests."""
+    return f"{v.effect}, обучений: {len(v.by_seed)}" if v.between else v.effect
 
 
-def experiments_table(
-    rows: Sequence[Row], summaries: Mapping[str, Mapping[str, Any]], label: Callable[[str], str]
-) -> pd.DataFrame:
-    """The experiments between trainings, and where the training of this report falls among them."""
-    sft = {row["what"]: value(row, "reward") for row in rows}.get("sft", 0.0)
-    table = []
-    for name, of_arm in grouped(
-        [row for row in rows if row["arm"]], lambda row: row["arm"]
-    ).items():
-        gains = [value(row, "reward") - sft for row in of_arm]
-        cells = [
-            mean_text(gains, 2),
-            mean_text([value(row, "kl") for row in of_arm], 2),
-            str(len(gains)),
-        ]
-        here, place = "—", "—"
-        if name in summaries:
-            one = summaries[name]["reward_difference"]
-            here = estimate_text(one)
-            place = f"выше {sum(gain < one['mean'] for gain in gains)} из {len(gains)}"
-        table.append((label(name), *cells, here, place))
-    columns = ["Эксперимент", "Прирост награды по обучениям", "KL(warp‖sft), нат", "Обучений"]
-    return pd.DataFrame(table, columns=[*columns, "Прирост в этом обучении", "Его место"])
+def counted(found: Sequence[Verdict]) -> str:
+    """How many of the claims hold, do not, cannot be told."""
+    n = {word: sum(v.word == word for v in found) for word in (HOLDS, REFUTED, UNKNOWN, NONE)}
+    return (
+        f"Из {len(found)} утверждений подтверждаются {n[HOLDS]}, не подтверждаются {n[REFUTED]}, "
+        f"неразличимы {n[UNKNOWN]}, ещё не вычислены {n[NONE]}."
+    )
+
+
+def of_paper(found: Sequence[Verdict]) -> list[Verdict]:
+    """Those that the paper makes."""
+    return [v for v in found if v.comparison.source.startswith("статья")]
+
+
+def sorted_out(found: Sequence[Verdict]) -> list[str]:
+    """The paper's claims by what came of them, as a Markdown list."""
+    names = {
+        HOLDS: "Подтверждается",
+        REFUTED: "Не подтверждается: получилось обратное",
+        UNKNOWN: "Неразличимо",
+        NONE: "Ещё не вычислено",
+    }
+    lines = []
+    for word, name in names.items():
+        of_word = [v for v in of_paper(found) if v.word == word]
+        told = word in (HOLDS, REFUTED)  # the others are in the table
+        said = "; ".join(
+            f"{lowered(v.comparison.claim)} ({f'{v.effect}; ' if told else ''}"
+            f"{v.comparison.source.removeprefix('статья, ')}; [@study_{v.study.name}])"
+            for v in of_word
+        )
+        lines += [f"- **{name}** ({len(of_word)}): {said}."] if of_word else []
+    return lines

@@ -4,24 +4,16 @@ A verdict is computed: it names a claim of the seed report and says what our num
 what our construction decides (runs that share a seed coincide) there is none.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from reports.text.experiment import (
-    QUANTITIES,
-    has_collapsed,
-    has_moved,
-    is_poorer,
-    kl_text,
-    mean_angle,
-    movement,
-    reward_sentence,
-    runs_differ,
-)
-from reports.text.words import estimate_text, number
+from reports.text.experiment import has_moved, kl_text, mean_angle, runs_differ
+from reports.text.statistics import value
+from reports.text.studies import Verdict, mean_text
+from reports.text.words import estimate_text, lowered, number, percent, power_text
 from warp_core.store.files import sealed_json
 
 Summaries = Mapping[str, Mapping[str, Any]]  # by the experiment's name
@@ -62,82 +54,140 @@ def label(name: str) -> str:
     return f"{short.removesuffix(CONTROL)}, контроль" if short.endswith(CONTROL) else short
 
 
-def overview(summaries: Summaries, reward_model: Mapping[str, Any]) -> list[str]:
-    """The result in a few sentences, as a Markdown list; of the controls, those that moved."""
-    in_percent = {key: 100 * reward_model["accuracy"][key] for key in ("mean", "stderr")}
-    lines = [
-        f"Модель награды верно упорядочивает {estimate_text(in_percent)}\u00a0% отложенных "
-        "пар, оценки в которых различаются больше чем на 0,5 балла."
-    ]
-    for name, s in summaries.items():
-        if has_collapsed(s):
-            text = "Текст выродился."
-        elif is_poorer(s):
-            text = "Текст стал заметно однообразнее."
-        else:
-            text = "Текст не выродился."
-        said = f"{movement(s)} {reward_sentence(s)} {text}"
-        if name in SEED_FIGURES:
-            lines.append(f"Эксперимент {label(name)}. {said}")
-        elif name.removesuffix(CONTROL) in SEED_FIGURES and has_moved(s):
-            lines.append(f"Эксперимент {label(name)} (своё зерно у каждого запуска). {said}")
-    return [f"- {line}" for line in lines]
+def experiments_table(
+    summaries: Summaries, params: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> pd.DataFrame:
+    """A row an experiment: what differs, what came here, and what came of other trainings.
+
+    Args:
+        params: of params.yaml, by name. rows: of the study of the seed report.
+    """
+    sft = {row["what"]: value(row, "reward") for row in rows}.get("sft", 0.0)
+    table = []
+    for name, one in summaries.items():
+        of = params[name]
+        gains = [value(row, "reward") - sft for row in rows if row["arm"] == name]
+        cells = [
+            label(name),
+            power_text(of["lr"]),
+            str(of["warmup_steps"] or "нет"),
+            "один" if of["shared_run_seed"] else "свои",
+            *(
+                estimate_text(one[key])
+                for key in ("reward_difference", "kl_sft_warp", "kl_warp_sft")
+            ),
+            f"{mean_text(gains, 2)} ({len(gains)})" if gains else "—",
+            _angle_text(one),
+            percent(one["text"]["warp"]["distinct_pairs"]),
+        ]
+        table.append(cells)
+    columns = ["Опыт", "lr", "Прогрев", "Seed", "Прирост награды", "KL(sft‖warp)", "KL(warp‖sft)"]
+    columns += ["Прирост по обучениям (их число)", "Угол", "Разных пар, %"]
+    return pd.DataFrame(table, columns=columns)
 
 
-def overview_table(summaries: Summaries) -> pd.DataFrame:
-    """A row an experiment: the seed's four quantities."""
-    names = ("Награда SFT", "Награда WARP", "KL(sft‖warp), нат", "KL(warp‖sft), нат")
-    rows = [(label(k), *(estimate_text(s[q]) for q in SEED_COLUMNS)) for k, s in summaries.items()]
-    return pd.DataFrame(rows, columns=["Эксперимент", *names])
+README_COLUMNS = {  # of `experiments_table`: what README calls them
+    "Опыт": "experiment",
+    "Прирост награды": "gain in reward",
+    "KL(sft‖warp)": "KL(sft‖warp)",
+    "KL(warp‖sft)": "KL(warp‖sft)",
+    "Прирост по обучениям (их число)": "gain over trainings (how many)",
+}
+
+
+def readme_table(table: pd.DataFrame) -> str:
+    """`experiments_table` as README has it: some columns, Markdown, decimal points."""
+    rows = [[*README_COLUMNS.values()], ["---"] * len(README_COLUMNS)]
+    for row in table[[*README_COLUMNS]].itertuples(index=False):
+        name, *cells = (str(cell).replace("\u00a0", " ") for cell in row)
+        rows.append([name.replace(", контроль", " control"), *(c.replace(",", ".") for c in cells)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def seed_comparison(summaries: Summaries) -> pd.DataFrame:
-    """Ours beside the seed report's figures, a row an experiment and quantity."""
+    """Ours beside the seed report's figures, a row an experiment."""
     rows = []
-    for name, figures in SEED_FIGURES.items():
+    for name, (sft, warp, *kls) in SEED_FIGURES.items():
         if name not in summaries:
             continue
-        for key, theirs in zip(SEED_COLUMNS, figures, strict=True):
-            quantity = f"{label(name)}. {QUANTITIES[key][0]}"
-            places = 1e-6 if "reward" in key else 1e-4  # as many as the seed report has
-            rows.append((quantity, number(theirs, places), estimate_text(summaries[name][key])))
-    return pd.DataFrame(rows, columns=["Эксперимент и величина", "Исходный отчёт", "У нас"])
+        one = summaries[name]
+        cells = [number(warp - sft, 1e-6), estimate_text(one["reward_difference"])]
+        for key, theirs in zip(SEED_COLUMNS[2:], kls, strict=True):
+            cells += [number(theirs, 1e-4), estimate_text(one[key])]
+        rows.append((label(name), *cells))
+    names = ("Награда WARP − SFT", "KL(sft‖warp), нат", "KL(warp‖sft), нат")
+    columns = [f"{name}: {whose}" for name in names for whose in ("исходный отчёт", "у нас")]
+    return pd.DataFrame(rows, columns=["Опыт", *columns])
 
 
-def seed_verdicts(summaries: Summaries) -> list[str]:
+def questions(summaries: Summaries, found: Sequence[Verdict]) -> list[str]:
+    """The seed report's questions, its answers and ours, as a Markdown list."""
+    by_name = {v.comparison.name: v for v in found}
+    control = summaries.get("experiment_1_control")
+    angle = f", а угол между векторами задач — {_angle_text(control)}" if control else ""
+    third, fourth = (summaries.get(f"experiment_{k}") for k in (3, 4))
+    lines = [
+        "**Почему кривые двух запусков совпадают?** Исходный отчёт: T слишком мало. У нас: у запусков был "
+        "общий seed, и это один и тот же расчёт при любом T. Со своим seed у каждого запуска кривые "
+        f"различаются при том же T{angle} ([@experiments:curves])."
+    ]
+    if third and fourth:
+        gains = [estimate_text(one["reward_difference"]) for one in (third, fourth)]
+        lines.append(
+            "**Почему награда не меняется, даже при KL в десятки нат?** Исходный отчёт: слишком велик lr. "
+            "У нас: такая награда не зависит от текста. Когда зависит, третий эксперимент "
+            f"меняет её на {gains[0]}, четвёртый — на {gains[1]} балла (ошибка оценки, одно обучение)."
+        )
+    lines += [
+        "**Мал ли lr в первых двух экспериментах, или дело в прогреве?** Исходный отчёт: возможно и то и "
+        f"другое. У нас: {_answer(by_name['warmup_slows'])}; заметно сдвигает модель только больший lr "
+        "([@experiments:table]).",
+        "**Становится ли WARP-модель хуже?** Исходный отчёт: в четвёртом эксперименте просела. У нас: "
+        f"{_answer(by_name['fourth_is_worse'])}.",
+        "**Помогут ли большее T и прогрев до 10⁻⁴?** Исходный отчёт: это следующий шаг. У нас: "
+        f"{_answer(by_name['t30_gains'])}; {_answer(by_name['warmup_at_t30'])} ([@study_next_step]).",
+    ]
+    return [f"- {line}" for line in lines]
+
+
+def _answer(v: Verdict) -> str:
+    claim = lowered(v.comparison.claim)
+    said = f"{v.word}, {v.effect}, обучений: {len(v.by_seed)}" if v.between else v.effect
+    return f"«{claim}» — {said}"
+
+
+def seed_verdicts(summaries: Summaries) -> pd.DataFrame:
     """Each claim of the seed report that the experiments at hand can check, and what they say."""
     s = {name: summaries[name] for name in SEED_FIGURES if name in summaries}
     first, second, third, fourth = SEED_FIGURES
     control = summaries.get(first + CONTROL)
     kl = {name: one["kl_warp_sft"]["mean"] for name, one in s.items()}
     gain = {name: estimate_text(one["reward_difference"]) for name, one in s.items()}
-    verdicts: list[str] = []
+    verdicts: list[tuple[str, str, str]] = []
 
     def verdict(claim: str, agrees: bool, ours: str) -> None:
-        how = "Совпадает" if agrees else "Расходится"
-        verdicts.append(f"**{how}.** {claim} У нас: {ours}.")
+        verdicts.append((claim, ours, "совпадает" if agrees else "расходится"))
 
     if first in s:
         verdict(
-            "В первом эксперименте модель не меняется.", not has_moved(s[first]), kl_text(s[first])
+            "В первом эксперименте модель не меняется", not has_moved(s[first]), kl_text(s[first])
         )
     if control:
         verdict(
-            "Запуски одной итерации проходят одинаково, потому что T мало.",
+            "Запуски одной итерации проходят одинаково, потому что T мало",
             not runs_differ(control["angles"]),
-            "при том же T, но своём зерне у каждого запуска средний угол между векторами задач – "
-            f"{_angle_text(control)}; при общем зерне запуски совпадают при любом T, потому что "
-            "это один и тот же расчёт",
+            "при том же T, но своём seed у каждого запуска средний угол между векторами задач — "
+            f"{_angle_text(control)}",
         )
     if {first, second} <= s.keys():
         verdict(
-            "Без прогрева модель сдвигается дальше, чем с ним, но меньше чем на нат.",
+            "Без прогрева модель сдвигается дальше, чем с ним, но меньше чем на нат",
             kl[first] < kl[second] < 1,
             kl_text(s[second]),
         )
     if SEED_FIGURES.keys() <= s.keys():
         verdict(
-            "При lr = 1e-3 модель уходит дальше всего.",
+            "При lr = 10⁻³ модель уходит дальше всего",
             all(
                 s[third][kind]["mean"] == max(one[kind]["mean"] for one in s.values())
                 for kind in ("kl_sft_warp", "kl_warp_sft")
@@ -147,23 +197,23 @@ def seed_verdicts(summaries: Summaries) -> list[str]:
     if third in s:
         rewards = s[third]["training_reward"]
         verdict(
-            "При lr = 1e-3 награды первой итерации больше, чем второй.",
+            "При lr = 10⁻³ награды первой итерации больше, чем второй",
             rewards[0] > rewards[1],
             f"средние по батчам итераций {' и '.join(number(r, 0.1) for r in rewards)} балла",
         )
     if {second, third, fourth} <= s.keys():
         verdict(
-            "Четвёртый эксперимент лежит между вторым и третьим.",
+            "Четвёртый эксперимент лежит между вторым и третьим",
             kl[second] < kl[fourth] < kl[third],
             kl_text(s[fourth]),
         )
     if SEED_FIGURES.keys() <= s.keys():
         verdict(
-            "Награда WARP-модели нигде не отличается от награды SFT-модели и на тысячную балла.",
+            "Награда WARP-модели нигде не отличается от награды SFT-модели и на тысячную балла",
             all(abs(one["reward_difference"]["mean"]) < 1e-3 for one in s.values()),
             f"в третьем разность с SFT-моделью {gain[third]}, в четвёртом {gain[fourth]} балла",
         )
-    return verdicts
+    return pd.DataFrame(verdicts, columns=["Утверждал исходный отчёт", "У нас", "Вердикт"])
 
 
 def _angle_text(summary: Mapping[str, Any]) -> str:
@@ -184,18 +234,18 @@ def control_verdicts(summaries: Summaries) -> list[str]:
     sentences = []
     if not any(runs_differ(shared["angles"]) for _, shared, _ in pairs):
         sentences.append(
-            "При общем зерне запуски одной итерации – один и тот же расчёт: угол между векторами "
+            "При общем seed запуски одной итерации — один и тот же расчёт: угол между векторами "
             "задач равен нулю по построению, при любых T и lr, и SLERP ничего не усредняет. "
-            "Контроль повторяет эксперимент, но зерно у каждого запуска своё."
+            "Контроль повторяет эксперимент, но seed у каждого запуска свой."
         )
     for name, shared, own in pairs:
         kls = [estimate_text(s["kl_warp_sft"]) for s in (shared, own)]
         gains = [estimate_text(s["reward_difference"]) for s in (shared, own)]
         sentences.append(
-            f"Эксперимент {label(name)}: у запусков со своими зёрнами средний угол между векторами "
-            f"задач первой итерации – {_angle_text(own)}. KL(warp‖sft) при общем зерне – {kls[0]}, "
-            f"при своих – {kls[1]} нат на ответ; разность наград WARP − SFT – {gains[0]} и "
-            f"{gains[1]} балла (ошибка оценки, одно обучение)."
+            f"Эксперимент {label(name)}: у запусков со своими seed средний угол между векторами "
+            f"задач первой итерации — {_angle_text(own)}. KL(warp‖sft) при общем seed — {kls[0]}, "
+            f"при своих — {kls[1]} нат на ответ; прирост награды — {gains[0]} и {gains[1]} балла "
+            "(ошибка оценки, одно обучение)."
         )
     return sentences
 

@@ -77,16 +77,16 @@ def parameters_table(params: Mapping[str, Any]) -> pd.DataFrame:
         "Итераций I": params["iterations"],
         "Запусков в итерации M": params["runs"],
         "Шагов в запуске T": params["steps"],
-        "Вес KL β": f"{params['beta']:g}",
-        "Скорость якоря μ": f"{params['mu']:g}",
-        "LITI η": f"{params['eta']:g}",
+        "Коэффициент при KL, β": f"{params['beta']:g}",
+        "Скорость EMA, μ": f"{params['mu']:g}",
+        "Доля пути LITI, η": f"{params['eta']:g}",
         "Adam, lr": lr,
         "Линейный прогрев, шагов": params["warmup_steps"] or "нет",
         "Размер батча": params["batch_size"],
         "Новых токенов, не более": params["max_new_tokens"],
-        "Базовая линия": {"none": "нет", "loo": "leave-one-out"}[params["baseline"]],
+        "Бейзлайн": {"none": "нет", "loo": "leave-one-out"}[params["baseline"]],
         "Якорь": {"ema": "EMA политики", "sft": "SFT-модель"}[params["anchor"]],
-        "Зерно запусков": "одно на всех" if params["shared_run_seed"] else "у каждого своё",
+        "Seed запусков": "один на всех" if params["shared_run_seed"] else "у каждого свой",
         "Точность обучения": params["precision"],
     }
     if params["max_kl"]:
@@ -96,15 +96,30 @@ def parameters_table(params: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def samples_html(samples: Rows, count: int = 5) -> str:
-    """Completions of both policies side by side, as text: nothing in them becomes markup."""
+    """Completions of both policies side by side, as text: nothing in them becomes markup.
+
+    Where both wrote the same, it stands once.
+    """
 
     def cells(sample: Mapping[str, Any], whose: str) -> str:
         text = f"<b>{html.escape(sample['prompt'])}</b>{html.escape(sample[whose])}"
-        return f"<td>{text}</td><td>{number(sample[f'{whose}_reward'], 0.1)}</td>"
+        if whose == "warp" and sample["warp"] == sample["sft"]:
+            text = '<span lang="ru">тот же ответ</span>'
+        reward = number(sample[f"{whose}_reward"], 0.1)
+        return f'<td lang="en">{text}</td><td class="n">{reward}</td>'
 
     rows = "".join(f"<tr>{cells(s, 'sft')}{cells(s, 'warp')}</tr>\n" for s in samples[:count])
-    head = "<th>SFT-модель</th><th>Награда</th><th>WARP-модель</th><th>Награда</th>"
+    names = ("SFT-модель", "Награда", "WARP-модель", "Награда")
+    kinds = {"Награда": ' class="n"'}
+    head = "".join(f'<th scope="col"{kinds.get(name, "")}>{name}</th>' for name in names)
     return f'<table class="samples"><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>'
+
+
+def chosen_samples(samples: Rows, each: int = 2) -> Rows:
+    """By a rule, failures too: where WARP's reward gained most, around the median, and lost most."""
+    ordered = sorted(samples, key=lambda s: s["warp_reward"] - s["sft_reward"])
+    middle = (len(ordered) - each) // 2
+    return [*ordered[::-1][:each], *ordered[middle : middle + each], *ordered[:each]]
 
 
 # Angles between task vectors
@@ -148,13 +163,13 @@ def angle_sentence(angles: Rows, shared_run_seed: bool) -> str:
         return "Угла нет: запуск один, или запуски не сдвинулись."
     if not runs_differ(angles):
         why = (
-            "Зерно у запусков общее, и вектор задачи у них один по построению"
+            "Seed у запусков общий, и вектор задачи у них один по построению"
             if shared_run_seed
             else "Векторы задач запусков совпадают по направлению"
         )
         return f"{why}: SLERP здесь равен обычному среднему, и слияние ничего не усредняет."
     return (
-        f"Средний угол по группам тензоров – от {number(min(known), 1)}° до "
+        f"Средний угол по группам тензоров — от {number(min(known), 1)}° до "
         f"{number(max(known), 1)}° по итерациям; в статье углы близки к 90°."
     )
 
@@ -264,17 +279,17 @@ def _coincidence(metrics: Rows, shared_run_seed: bool) -> list[str]:
         gap = _largest_gap(metrics, "iteration", "step")
         if shared_run_seed:
             sentences.append(
-                "Зерно у запусков общее, поэтому запуски одной итерации – один и тот же расчёт, и "
+                "Seed у запусков общий, поэтому запуски одной итерации — один и тот же расчёт, и "
                 "кривая у них одна: так устроен эксперимент, и о методе это ничего не говорит."
             )
         elif gap == 0:
             sentences.append(
-                "Кривые запусков внутри каждой итерации совпали полностью, хотя зерно у каждого "
-                "своё: награда, похоже, не зависит от ответа."
+                "Кривые запусков внутри каждой итерации совпали полностью, хотя seed у каждого "
+                "свой: награда, похоже, не зависит от ответа."
             )
         else:
             sentences.append(
-                "У каждого запуска своё зерно, а значит, свои промпты и ответы, поэтому кривые "
+                "У каждого запуска свой seed, а значит, свои промпты и ответы, поэтому кривые "
                 "внутри итерации различаются при любом lr (наибольшее расхождение "
                 f"{number(gap, gap)} балла). Разошлись ли сами политики, показывает угол между "
                 "векторами задач."
@@ -322,7 +337,7 @@ def text_sentence(summary: Mapping[str, Any]) -> str:
     elif is_poorer(summary):
         verdict = "Текст стал заметно однообразнее, награда говорит здесь не всё"
     else:
-        verdict = "Текст не выродился"
+        verdict = "Повторы и разнообразие как у SFT-модели"
     return f"{verdict}: {', '.join(facts)}."
 
 
@@ -335,12 +350,12 @@ def _next_step(summary: Mapping[str, Any], metrics: Rows, params: Mapping[str, A
     if not has_moved(summary) and warmup_steps > steps:
         return (
             "Прогрев длиннее запуска, lr дошёл лишь до "
-            f"{number(100 * steps / warmup_steps, 10)}\u00a0% заданного; следующий шаг – тот же lr "
+            f"{number(100 * steps / warmup_steps, 10)}\u00a0% заданного; следующий шаг — тот же lr "
             "без прогрева."
         )
     if not has_moved(summary):
         return "Шаг слишком мал, чтобы за T шагов что-то выучить; нужен больший lr."
     return (
-        "Сдвиг есть, и текст цел; что при этом становится с наградой, показывают несколько обучений: "
-        "раздел «Четыре эксперимента исходного отчёта»."
+        "Сдвиг есть, и текст цел; что при этом становится с наградой, показывают несколько обучений "
+        "(таблица экспериментов)."
     )

@@ -23,6 +23,16 @@ def front_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["Точка", *columns.values(), "n"])
 
 
+def front_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The points as numbers, for who wants to draw them anew."""
+    points = [*summary["front"], *summary["front_runs"]]
+    return [
+        {"eta": p.get("eta"), "run": p.get("run")}
+        | {f"{k}_{s}": p[k][s] for k in ("kl", "reward") for s in ("mean", "stderr")}
+        for p in points
+    ]
+
+
 def front_conclusion(summary: Mapping[str, Any]) -> list[str]:
     """Whether KL grows with η, what the reward does, and how the RL runs stand to the front.
 
@@ -42,13 +52,13 @@ def front_conclusion(summary: Mapping[str, Any]) -> list[str]:
     if same and len(runs) > 1:
         return [
             *sentences,
-            "Точки запусков совпадают по построению: при общем зерне это одна и та же политика, и "
+            "Точки запусков совпадают по построению: при общем seed это одна и та же политика, и "
             "слиянию здесь нечего усреднять.",
         ]
     for run in runs:
         above = run["front_above"]
         sentences.append(
-            f"Запуск {run['run']}: награда фронта при том же KL минус его награда – "
+            f"Запуск {run['run']}: награда фронта при том же KL минус его награда — "
             f"{estimate_text(above)} балла ({ONE_TRAINING})."
             if above
             else f"Запуск {run['run']}: его KL лежит за концами фронта, сравнить награды нельзя."

@@ -11,10 +11,10 @@ from reports.text.words import number
 Results = Mapping[str, Any]
 PARTS = {  # of a step, in their order
     "prefill": "чтение промпта",
-    "decode": "порождение ответа",
+    "decode": "генерация ответа",
     "reward": "модель награды",
     "anchor": "лог-вероятности якоря",
-    "forward": "прямой проход (произведения взяты из порождения)",
+    "forward": "прямой проход (матричные произведения сохранены при генерации)",
     "backward": "обратный проход",
     "update": "Adam, EMA, нормы",
     "rest": "остальное",
@@ -36,8 +36,8 @@ def machine_text(results: Results) -> str:
     beside = median(row["peaks"]["pair"] for row in results["steps"]["rounds"]["fp32"])
     return (
         f"Измерено {day}.{month}.{year}: {where}, потоков: {machine['threads']}, torch "
-        f"{machine['torch']}, Python {machine['python']}. Пик машины на квадратных матрицах: "
-        f"float32 {peaks['fp32']:.0f}\u00a0GFLOP/с одним процессом на всех ядрах, по "
+        f"{machine['torch']}, Python {machine['python']}. Пиковая производительность: "
+        f"float32 {peaks['fp32']:.0f}\u00a0Гфлоп/с одним процессом на всех ядрах, по "
         f"{beside:.0f} у двух процессов рядом; bf16 {number(peaks['bf16'], 1)}."
     )
 
@@ -70,13 +70,13 @@ def steps_table(results: Results) -> pd.DataFrame:
             rows.append(
                 (
                     f"{name}, {PRECISIONS[precision]}",
-                    took.get("trl", "–"),
+                    took.get("trl", "—"),
                     took["ours"],
-                    spread(ratios) if ratios else "–",
+                    spread(ratios) if ratios else "—",
                 )
             )
     return pd.DataFrame(
-        rows, columns=["Медиана (от – до)", "TRL, с на шаг запуска", "мы, с", "Быстрее TRL, раз"]
+        rows, columns=["Медиана (от–до)", "TRL, с на шаг запуска", "мы, с", "Быстрее TRL, раз"]
     )
 
 
@@ -85,7 +85,7 @@ def spread(values: Sequence[float]) -> str:
     texts = [
         f"{value:.2f}".replace(".", ",") for value in (median(values), min(values), max(values))
     ]
-    return f"{texts[0]} ({texts[1]} – {texts[2]})"
+    return f"{texts[0]} ({texts[1]}–{texts[2]})"
 
 
 def floor_rows(results: Results, mode: str) -> list[dict[str, Any]]:
@@ -128,15 +128,21 @@ def floor_table(results: Results, mode: str) -> pd.DataFrame:
         counted = bool(row["gflop"])
         return (
             PARTS.get(row["part"], "весь шаг"),
-            f"{row['gflop']:.0f}" if counted else "–",
-            _short(row["floor"]) if counted else "–",
+            f"{row['gflop']:.0f}" if counted else "—",
+            _short(row["floor"]) if counted else "—",
             _short(row["seconds"]),
-            _short(row["ratio"]) if counted else "–",
+            _short(row["ratio"]) if counted else "—",
         )
 
     return pd.DataFrame(
         map(cells, floor_rows(results, mode)),
-        columns=["Часть шага", "Операций, GFLOP", "Предел, с", "Измерено, с", "Измерено / предел"],
+        columns=[
+            "Часть шага",
+            "Операций, Гфлоп",
+            "Нижняя граница, с",
+            "Измерено, с",
+            "Измерено / граница",
+        ],
     )
 
 
@@ -144,7 +150,7 @@ def case_name(case: Mapping[str, Any]) -> str:
     """Of a merge: how many runs of what size."""
     size = case["gigabytes"]
     return f"M = {case['runs']}, " + (
-        "запуск программы" if size < 0.001 else f"{number(size, 0.1)} ГБ"
+        "старт программы" if size < 0.001 else f"{number(size, 0.1)} ГБ"
     )
 
 
@@ -172,7 +178,7 @@ def merge_table(results: Results) -> pd.DataFrame:
         for key, name in names.items()
         if key in case["rounds"][0]
     ]
-    return pd.DataFrame(rows, columns=["Веса", "Что", "Секунд: медиана (от – до)", "Память, МБ"])
+    return pd.DataFrame(rows, columns=["Веса", "Что", "Секунд: медиана (от–до)", "Память, МБ"])
 
 
 def resume_table(results: Results) -> pd.DataFrame:
@@ -193,7 +199,7 @@ def conclusion(results: Results) -> list[str]:
 
     def line(what: str, target: str, reached: bool) -> None:
         how = "достигнута" if reached else "не достигнута"
-        lines.append(f"- {what}; цель – {target}: {how}.")
+        lines.append(f"- {what}; цель — {target}: {how}.")
 
     def faster(what: str, peer: str, ratios: Sequence[float], target: float | None) -> None:
         times = ratios if median(ratios) >= 1 else [1 / ratio for ratio in ratios]
@@ -214,14 +220,14 @@ def conclusion(results: Results) -> list[str]:
         slow, full = (number(steps["peaks"][key], 1) for key in ("bf16", "fp32"))
         lines.append(
             f"- bf16 не сравнивался: процессор умножает его не быстрее float32 ({slow} и {full} "
-            "GFLOP/с)."
+            "Гфлоп/с)."
         )
     for mode, name in MODES.items():
         rows = {row["part"]: row for row in floor_rows(results, mode)}
         for part, target in FLOOR_TARGETS.items():
             what, ratio = PARTS.get(part, "весь шаг"), rows[part]["ratio"]
             line(
-                f"{name.capitalize()}, {what}: {_short(ratio)} предела",
+                f"{name.capitalize()}, {what}: {_short(ratio)} нижней границы",
                 f"не больше {_short(target)}",
                 ratio <= target,
             )
@@ -257,8 +263,8 @@ def conclusion(results: Results) -> list[str]:
             )
             third = {how: _nats(by_step[2]) for how, by_step in kl.items()}
             lines.append(
-                f"- {name}, продолженное после шага 2: KL к якорю на шаге 3 – {third['resumed']} "
-                f"нат на ответ, без остановки – {third['straight']}; {same}."
+                f"- {name}, продолженное после шага 2: KL к якорю на шаге 3 — {third['resumed']} "
+                f"нат на ответ, без остановки — {third['straight']}; {same}."
             )
     return lines
 

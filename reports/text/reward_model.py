@@ -1,6 +1,6 @@
 """Tables of the reward model: its held-out quality, and what it scores low and high."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -21,6 +21,30 @@ def reward_table(summary: Mapping[str, Any]) -> pd.DataFrame:
         (name, estimate_text(summary[key]), summary[key]["n"]) for key, name in QUALITIES.items()
     ]
     return pd.DataFrame(rows, columns=["Величина", "Значение ± ст. ошибка", "n"])
+
+
+def quality_sentence(summary: Mapping[str, Any]) -> str:
+    """How often the order of two sentences is people's."""
+    share = {key: 100 * summary["accuracy"][key] for key in ("mean", "stderr")}
+    return (
+        f"Модель награды верно упорядочивает {estimate_text(share)}\u00a0% отложенных пар, оценки в "
+        "которых различаются больше чем на 0,5 балла."
+    )
+
+
+def calibration_sentence(rows: Sequence[Mapping[str, float]]) -> str:
+    """How far the reward is from people's ratings in its upper half, from `calibration_rows`."""
+    over = [row["reward"] - row["rating"] for row in rows[len(rows) // 2 :]]
+    low, high = min(over), max(over)
+    if low > 0:
+        return (
+            f"В верхней половине модель награды завышает оценку людей на {number(low, 1)}–"
+            f"{number(high, 1)} балла: рост награды там стоит меньше, чем кажется."
+        )
+    return (
+        "В верхней половине награда отличается от оценки людей на "
+        f"{number(low, 1)}…{number(high, 1)} балла."
+    )
 
 
 def reward_examples(held_out: pd.DataFrame, count: int = 3) -> pd.DataFrame:

@@ -6,6 +6,7 @@ over all studies. A claim is confirmed where its interval lies on its side of ze
 lies on the other, and otherwise cannot be told.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from reports.text.statistics import comparisons, differences, fits, holm, load_study, value
-from reports.text.words import number
+from reports.text.words import NBSP, number
 from warp_core.evaluate import between_trainings
 from warp_core.store.files import read_jsonl
 from warp_core.study import wanted
@@ -24,20 +25,28 @@ from warp_core.world.studies import Comparison, Study
 Row = Mapping[str, Any]
 ENOUGH = 0.05  # p of a comparison that is told from zero
 HOLDS, REFUTED, UNKNOWN = "подтверждается", "не подтверждается", "неразличимо"
-NONE = "не вычислено"
+NONE = "нет данных"
 UNITS = {  # of a measure: unit, places
     "reward": ("балла", 2),
-    "judge": ("(VADER, −1…1)", 2),
+    "judge": ("балла VADER", 2),
     "kl": ("ната", 2),
     "length": ("слова", 1),
-    "repetition": ("(доля)", 3),
-    "distinct_pairs": ("(доля)", 3),
+    "repetition": ("", 3),
+    "distinct_pairs": ("", 3),
 }
-AXES = {
-    "kl": "KL(π‖sft), нат на ответ (корневая шкала)",
-    "reward": "Награда, баллы",
-    "judge": "Оценка VADER (−1…1)",
+MAIN = {  # comparisons that the report begins with, in a few words
+    "four_against_one": "4 слитых запуска выше одного запуска вчетверо длиннее",
+    "two_against_one": "2 слитых запуска выше одного запуска вдвое длиннее",
+    "liti_above_trajectory": "LITI выше траектории того же запуска",
+    "slerp_above_lerp": "SLERP выше LERP при λ = 0,5",
+    "slerp_above_lerp_at_equal_kl": "SLERP выше LERP при равной KL",
+    "merge_above_run": "Слияние 4 запусков выше одного из них",
+    "ema_above_sft": "Якорь EMA лучше якоря SFT",
+    "second_iteration": "Вторая итерация выше первой",
+    "t30_gains": "T = 30 лучше, чем T = 10 (следующий шаг исходного отчёта)",
+    "fourth_is_worse": "WARP хуже SFT (эксперимент 4 исходного отчёта)",
 }
+MARKS = {HOLDS: "✓", REFUTED: "✗", UNKNOWN: "≈", NONE: "…"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,8 @@ class Verdict:
     """`between_trainings` of them; empty where fewer than two are there."""
     p: float
     """Corrected by Holm where it is primary."""
+    of: int
+    """How many trainings it asks for."""
 
     @property
     def word(self) -> str:
@@ -65,14 +76,41 @@ class Verdict:
 
     @property
     def effect(self) -> str:
-        """«0,31 балла [0,12; 0,50]»."""
+        """«0,31 балла [0,12; 0,50]»; without enough trainings how many there are."""
         if not self.between:
-            return "—"
-        unit, places = UNITS[self.comparison.measure]
-        mean, low, high = (
-            number(self.between[k], 10.0 ** (1 - places)) for k in ("mean", "low", "high")
+            return f"обучений: {len(self.by_seed)} из {self.of}"
+        mean, low, high = self._numbers()
+        unit = UNITS[self.comparison.measure][0]
+        return f"{mean}{NBSP if unit else ''}{unit} [{low}; {high}]"
+
+    @property
+    def effect_alone(self) -> str:
+        """The same without its unit."""
+        mean, low, high = self._numbers()
+        return f"{mean} [{low}; {high}]"
+
+    def _numbers(self) -> list[str]:
+        error = 10.0 ** (1 - UNITS[self.comparison.measure][1])
+        ends = [self.between[key] for key in ("mean", "low", "high")]
+        if 0 < max(map(abs, ends)) < error / 20:  # too small for these places, and perhaps not 0
+            error = max(map(abs, ends))
+        return [number(end, error) for end in ends]
+
+    @property
+    def sentence(self) -> str:
+        """The claim, the verdict, and what it rests on."""
+        if not self.between:
+            return f"**{self.comparison.claim}**: пока нельзя сказать, {self.effect}."
+        corrected = ", с поправкой Холма" if self.comparison.primary else ""
+        return (
+            f"**{self.comparison.claim}**: {self.word}. Разность {self.effect}, обучений: "
+            f"{len(self.by_seed)}, {p_text(self.p)}{corrected}."
         )
-        return f"{mean}\u00a0{unit} [{low}; {high}]"
+
+
+def p_text(p: float) -> str:
+    """«p < 0,001» or «p = 0,034»."""
+    return "p\u00a0<\u00a00,001" if p < 1e-3 else f"p\u00a0=\u00a0{number(p, 0.01)}"
 
 
 def load_rows(study: Study) -> Sequence[Row]:
@@ -101,39 +139,43 @@ def load_studies(folder: Path = Path("params")) -> list[Study]:
 def verdicts(studies: Sequence[Study]) -> list[Verdict]:
     """Of all comparisons of these studies, together, since Holm counts the primary ones."""
     found: list[tuple[Study, Comparison, dict[int, float], dict[str, float]]] = []
+    of = []
     for study in studies:
-        rows = read_jsonl(study.path)
+        rows, asked = read_jsonl(study.path), wanted(study)
         for comparison in comparisons(study):
-            by_seed = differences(rows, comparison, wanted(study))
+            by_seed = differences(rows, comparison, asked)
             values = list(by_seed.values())
             between = between_trainings(values) if len(values) > 1 else {}
             found.append((study, comparison, by_seed, between))
+            of.append(min(_trainings(asked, s) for s in (comparison.ours, comparison.theirs)))
     ps = [between.get("p", 1.0) for *_, between in found]
     primary = [k for k, (_, comparison, *_) in enumerate(found) if comparison.primary]
     for k, p in zip(primary, holm([ps[k] for k in primary]), strict=True):
         ps[k] = p
-    return [Verdict(*each, p) for each, p in zip(found, ps, strict=True)]
+    return [Verdict(*each, p, n) for each, p, n in zip(found, ps, of, strict=True)]
+
+
+def _trainings(asked: Sequence[tuple[int | None, Any]], keys: Mapping[str, Any]) -> float:
+    """Of how many a side is wanted; θ_sft needs none."""
+    seeds = {seed for seed, point in asked if fits(point.model_dump(), keys)}
+    return math.inf if seeds == {None} else len(seeds)
 
 
 # Tables
 
 
 def claims_table(found: Sequence[Verdict]) -> pd.DataFrame:
-    """A row a claim: where it is from, what came, the verdict, the trainings."""
-    columns = ["Утверждение", "Откуда", "Разность [95 % ДИ]", "Обучений", "p", "Вердикт"]
-    return pd.DataFrame([_claim(v) for v in found], columns=columns)
+    """A row a claim: where it is from, what was expected before it was computed, what came."""
+    columns = ["Утверждение", "Откуда", "Ожидалось", "Разность [95\u00a0% ДИ]", "Обучений", "p"]
+    return pd.DataFrame([_claim(v) for v in found], columns=[*columns, "Вердикт"])
 
 
-def _claim(v: Verdict) -> tuple[str, str, str, int, str, str]:
-    p = "—" if not v.between else "< 0,001" if v.p < 1e-3 else number(v.p, 0.01)
+def _claim(v: Verdict) -> tuple[str, ...]:
+    p = p_text(v.p).removeprefix("p\u00a0=\u00a0").removeprefix("p\u00a0") if v.between else "—"
     mark = " •" if v.comparison.primary else ""
-    return v.comparison.claim + mark, v.comparison.source, v.effect, len(v.by_seed), p, v.word
-
-
-def hypotheses_table(found: Sequence[Verdict]) -> pd.DataFrame:
-    """What was expected before it was computed, beside what came."""
-    rows = [(v.comparison.claim, v.comparison.hypothesis, v.effect) for v in found]
-    return pd.DataFrame(rows, columns=["Утверждение", "Ожидалось", "Получилось [95 % ДИ]"])
+    n = str(len(v.by_seed)) if len(v.by_seed) == v.of else f"{len(v.by_seed)} из {v.of}"
+    said = v.comparison.claim + mark, v.comparison.source, v.comparison.hypothesis
+    return *said, v.effect if v.between else "—", n, p, v.word
 
 
 def policies_table(rows: Sequence[Row]) -> pd.DataFrame:
@@ -243,41 +285,41 @@ def policy_name(row: Row) -> str:
 # Sentences
 
 
-def conclusion(found: Sequence[Verdict]) -> list[str]:
-    """A sentence a claim."""
-    sentences = []
-    for v in found:
-        if not v.between:
-            sentences.append(f"**{v.comparison.claim}**: ещё не вычислено.")
-            continue
-        corrected = ", с поправкой Холма" if v.comparison.primary else ""
-        p = "p < 0,001" if v.p < 1e-3 else f"p = {number(v.p, 0.01)}"
-        sentences.append(
-            f"**{v.comparison.claim}**: {v.word}. Разность {v.effect}, обучений: {len(v.by_seed)}, "
-            f"{p}{corrected}."
-        )
-    return [f"- {sentence}" for sentence in sentences]
+def lead(found: Sequence[Verdict]) -> list[str]:
+    """What the main comparisons of a study say; the first where none is primary."""
+    chosen = [v for v in found if v.comparison.primary] or list(found[:1])
+    return [v.sentence for v in chosen]
 
 
 def question(study: Study, rows: Sequence[Row]) -> str:
     """What is asked, and how much of it has been computed, on what."""
     if not rows:
         return f"{study.claim} Ещё не вычислено: строки получает `make study NAME={study.name}`."
-    seeds = {row["seed"] for row in rows if row["seed"] is not None}
+    asked, seeds = len(wanted(study)), {row["seed"] for row in rows if row["seed"] is not None}
     devices = ", ".join(sorted({row["device"] for row in rows}))
     models = len({row["reward_model"] for row in rows})
     with_models = f", моделей награды: {models}" if models > 1 else ""
-    first = f"{study.claim} Обучений с разными seed: {len(seeds)} из {len(study.seeds)}"
-    return f"{first}; политик: {len(rows)}; вычислено на: {devices}{with_models}; float32."
+    much = f"обучений с разными seed: {len(seeds)} из {len(study.seeds)}, политик: {len(rows)} из {asked}"
+    missing = (
+        ""
+        if len(rows) == asked
+        else f" Остальные ещё не вычислены (`make study NAME={study.name}`): рисунки и числа "
+        "раздела — по тому, что есть."
+    )
+    return f"{study.claim} Вычислено: {much}; {devices}{with_models}, float32.{missing}"
 
 
-def further_tables(study: Study, rows: Sequence[Row]) -> dict[str, pd.DataFrame]:
-    """What one study has beside what all have: heading -> table."""
+def further_tables(study: Study, rows: Sequence[Row]) -> dict[str, tuple[str, pd.DataFrame]]:
+    """What one study has beside what all have: label -> caption, table; without those that are empty."""
+    tables = {}
     if study.name == "merge":
-        return {"Леммы статьи на настоящих весах": lemmas_table(rows)}
+        tables["lemmas"] = ("Леммы статьи на настоящих весах, по обучениям.", lemmas_table(rows))
     if study.name == "iterations":
-        return {"Цена обучения": cost_table(rows)}
-    return {}
+        tables["cost"] = (
+            "Цена обучения: минут всего и на отдельных машинах, медиана по обучениям.",
+            cost_table(rows),
+        )
+    return {label: each for label, each in tables.items() if len(each[1])}
 
 
 def cost_table(rows: Sequence[Row]) -> pd.DataFrame:
@@ -289,5 +331,5 @@ def cost_table(rows: Sequence[Row]) -> pd.DataFrame:
         if seconds:
             all_, chain = (np.median([each[k] for each in seconds]) / 60 for k in ("all", "chain"))
             table.append((name, number(all_, 1), number(chain, 1), len(seconds)))
-    columns = ["Политика", "Всего вычислений, мин", "На отдельных машинах, мин", "Обучений"]
+    columns = ["Политика", "Всего, мин", "На отдельных машинах, мин", "Обучений"]
     return pd.DataFrame(table, columns=columns)

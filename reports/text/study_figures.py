@@ -1,84 +1,691 @@
-"""The figures of a study: its curves over KL, and its differences with their intervals."""
+"""The figures of a study, from its rows; and those of all studies that the report begins with.
 
-from collections.abc import Sequence
+Thin lines and pale dots are trainings, marks their means. A method has one colour and one mark in all
+figures.
+"""
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from reports.text.figures import COLORS, new_axes
-from reports.text.statistics import fits, value
-from reports.text.studies import Row, Verdict, grouped, policy_name
+from reports.text.figures import above, figure_of, new_axes, root_scale
+from reports.text.statistics import Row, fits, value
+from reports.text.studies import MAIN, MARKS, Verdict, grouped, p_text, policy_name
+from reports.text.svg import BLACK, COLORS, QUIET, WHITE, tells
+from reports.text.words import decimal, lowered, number
 from warp_core.world.studies import Study
 
-# Okabe and Ito's, which the colour-blind tell apart.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9", "#7a6a1f")
-MARKERS = "osD^vP*X"
+BLUE, RED, GREEN, PURPLE, OCHRE, SKY, GREY = COLORS
 AXES = {
-    "kl": "KL(π‖sft), нат на ответ (корневая шкала)",
     "reward": "Награда, баллы",
-    "judge": "Оценка VADER (−1…1)",
+    "judge": "VADER, от −1 до 1",
+    "kl": "KL(π‖sft), нат на ответ",
+    "length": "Слов в ответе",
+    "repetition": "Повторённых слов, доля",
+    "distinct_pairs": "Различных пар слов, доля",
 }
+Keys = Mapping[str, Any]
 
 
-def plane(study: Study, rows: Sequence[Row], ax: Axes, measure: str = "reward") -> Axes:
-    """The study's curves in the plane of KL and reward: thin lines are trainings, marks their means."""
-    sft = next(row for row in rows if row["what"] == "sft")
-    for k, curve in enumerate(study.curves):
-        keys = {key: each for key, each in curve.items() if key != "label"}
-        chosen = [row for row in rows if fits(row, keys)]
-        color, marker = PALETTE[k % len(PALETTE)], MARKERS[k % len(MARKERS)]
-        for _, of_seed in grouped(chosen, lambda row: row["seed"]).items():
-            points = sorted((value(row, "kl"), value(row, measure)) for row in of_seed)
-            points = (
-                [(value(sft, "kl"), value(sft, measure)), *points] if len(points) > 1 else points
+@dataclass
+class Shown:
+    """A figure that `show.figure` takes."""
+
+    panels: list[Axes]
+    label: str
+    caption: str
+    data: list[dict[str, Any]] = field(default_factory=list)
+
+
+def style_of(keys: Keys) -> dict[str, Any]:
+    """Colour, mark and line of a method; `keys` are those of its rows."""
+    what, arm = keys.get("what", "warp"), keys.get("arm", "")
+    style: dict[str, Any] = {"linestyle": "-"}
+    match what:
+        case "slerp":
+            style |= {"color": SKY, "marker": "P"} if keys.get("iteration", 1) > 1 else {}
+            style = {"color": BLUE, "marker": "o"} | style
+            hollow = keys.get("m") == 2
+        case "lerp":
+            style |= {"color": RED, "marker": "s"}
+            hollow = keys.get("m") == 2
+        case "average":
+            style |= {"color": OCHRE, "marker": "*"}
+            hollow = False
+        case "run" if "t" in keys and keys.get("eta") != 1.0:  # its LITI
+            style |= {"color": PURPLE, "marker": "D"}
+            hollow = keys["t"] == 60
+        case "run" | "ema":
+            anchored = arm.startswith("sft") or arm == "free"
+            style |= (
+                {"color": OCHRE, "marker": "v"} if anchored else {"color": GREEN, "marker": "^"}
             )
-            ax.plot(*zip(*points, strict=True), "-", color=color, alpha=0.25, linewidth=1)
-        means = [
-            tuple(np.mean([value(row, m) for row in each]) for m in ("kl", measure))
-            for each in grouped(chosen, policy_name).values()
-        ]
-        if means:
-            n = len({row["seed"] for row in chosen})
-            label = f"{curve['label']} (обучений: {n})"
-            style = {"color": color, "marker": marker, "markersize": 6, "label": label}
-            ax.plot(
-                *zip(*sorted(means), strict=True), linewidth=2 if len(means) > 1 else 0, **style
-            )
-    ax.plot(value(sft, "kl"), value(sft, measure), "k+", markersize=11, label="SFT-модель")
-    ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
-    ax.set_xlim(left=0)
-    ax.set(xlabel=AXES["kl"], ylabel=AXES[measure])
-    ax.legend(fontsize="small")
-    return ax
+            style |= {"color": GREY, "marker": "X"} if arm == "free" else {}
+            style |= {"marker": "*", "markersize": 9} if what == "ema" else {}
+            hollow = arm == "sft_weak"
+        case _:
+            style |= {"color": BLUE, "marker": "o"}
+            hollow = False
+    style |= {"markerfacecolor": WHITE, "linestyle": (0, (4, 2))} if hollow else {}
+    return {"markersize": 6} | style
 
 
-def forest(found: Sequence[Verdict]) -> Axes | None:
-    """Differences of rewards with their intervals over trainings, a row a claim; dots are trainings."""
-    shown = [v for v in found if v.between and v.comparison.measure == "reward"]
-    if not shown:
-        return None
-    ax = new_axes(9, 0.9 + 0.62 * len(shown))
-    for k, v in enumerate(reversed(shown)):
-        color = COLORS[0] if v.comparison.primary else "#666666"
-        ax.plot(
-            [*v.by_seed.values()], [k] * len(v.by_seed), "o", color=color, alpha=0.3, markersize=4
-        )
-        ax.plot([v.between["low"], v.between["high"]], [k, k], "-", color=color, linewidth=2)
-        ax.plot(v.between["mean"], k, "D", color=color, markersize=6)
-    ax.axvline(0, color="black", linewidth=1)
-    names = [_wrapped(v.comparison.claim) for v in reversed(shown)]
-    ax.set_yticks(range(len(shown)), names, fontsize="small")
-    ax.set(
-        xlabel="Разность наград, баллы (черта — 95 % ДИ по обучениям)",
-        ylim=(-0.6, len(shown) - 0.4),
+def curve(
+    ax: Axes,
+    rows: Sequence[Row],
+    x: Callable[[Row], float],
+    y: Callable[[Row], float],
+    label: str = "",
+    start: tuple[float, float] | None = None,
+    **style: Any,
+) -> None:
+    """A method: a thin line a training, a mark for each policy's mean over trainings, which tells it.
+
+    `start`: where all of its lines begin.
+    """
+    begin = [] if start is None else [start]
+    for of_seed in grouped(rows, lambda row: row["seed"]).values():
+        points = sorted((x(row), y(row)) for row in of_seed)
+        points = [*begin, *points] if len(points) > 1 else points
+        ax.plot(*zip(*points, strict=True), "-", color=style["color"], alpha=0.28, linewidth=0.9)
+    marks = sorted(
+        (*(float(np.mean([f(row) for row in each])) for f in (x, y)), len(each), name)
+        for name, each in grouped(rows, policy_name).items()
     )
+    if not marks:
+        return
+    line = {key: style[key] for key in ("color", "linestyle")}
+    path = [*begin, *((a, b) for a, b, *_ in marks)]
+    if len(marks) > 1:
+        ax.plot(*zip(*path, strict=True), linewidth=1.8, **line)
+    mark = {key: value for key, value in style.items() if key != "linestyle"}
+    for a, b, n, name in marks:
+        (drawn,) = ax.plot(a, b, linestyle="", zorder=3, **mark)
+        tells(drawn, f"{name}: {number(b, 0.1)} при {number(a, 0.1)} (обучений: {n})")
+    ax.plot([], [], linewidth=1.8 if len(marks) > 1 else 0, label=label, **style)
+
+
+def plane(
+    study: Study,
+    rows: Sequence[Row],
+    ax: Axes | None = None,
+    measure: str = "reward",
+    curves: Sequence[Keys] | None = None,
+    legend: bool = True,
+) -> Axes:
+    """The study's curves in the plane of KL and a measure; all of them begin at θ_sft."""
+    ax = ax or new_axes(440, 330)
+    sft = next(row for row in rows if row["what"] == "sft")
+    start = value(sft, "kl"), value(sft, measure)
+    for each in study.curves if curves is None else curves:
+        keys, chosen = of_curve(each, rows)
+        n = len({row["seed"] for row in chosen})
+        axes = (lambda row: value(row, "kl")), (lambda row: value(row, measure))
+        begin = start if len({policy_name(row) for row in chosen}) > 1 else None
+        curve(ax, chosen, *axes, f"{each['label']} ({n})", begin, **style_of(keys))
+    with_sft(ax, *start)
+    root_scale(ax)
+    ax.set_ylabel(AXES[measure])
+    if legend:
+        above(ax, columns=2 if len(study.curves) > 3 and figure_of(ax).get_figwidth() > 6 else 1)
     return ax
 
 
-def _wrapped(text: str, width: int = 46) -> str:
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) > width:
-            lines.append("")
-        lines[-1] += f" {word}"
-    return "\n".join(line.strip() for line in lines)
+def of_curve(each: Keys, rows: Sequence[Row]) -> tuple[Keys, list[Row]]:
+    """A curve's keys without its label, and its rows."""
+    keys = {key: value for key, value in each.items() if key != "label"}
+    return keys, [row for row in rows if fits(row, keys)]
+
+
+def with_sft(ax: Axes, kl: float, measured: float) -> None:
+    """Where θ_sft is."""
+    (drawn,) = ax.plot(kl, measured, "+", color=BLACK, markersize=11, label="SFT-модель", zorder=4)
+    tells(drawn, f"SFT-модель: {number(measured, 0.1)}")
+
+
+def data_of(rows: Sequence[Row], *measures: str) -> list[dict[str, Any]]:
+    """The rows behind a figure: what each is, and what was measured with its error."""
+    keys = ("seed", "arm", "what", "iteration", "m", "t", "lam", "eta")
+    table = []
+    for row in rows:
+        cells = {key: row[key] for key in keys}
+        for measure in measures:
+            if measure in row:
+                cells[measure] = value(row, measure)
+                if isinstance(row[measure], Mapping):
+                    cells[f"{measure}_stderr"] = row[measure]["stderr"]
+        table.append(cells)
+    return table
+
+
+# What each study shows
+
+
+def figures_of(study: Study, rows: Sequence[Row]) -> list[Shown]:
+    """Its figures, one that answers its question first; none without rows of trainings."""
+    if not any(row["seed"] is not None for row in rows):
+        return []
+    of_study = {
+        "iterations": _iterations, "liti": _liti, "merge": _merge, "anchor": _anchor,
+        "next_step": _next_step, "text": _text, "sensitivity": _sensitivity,
+        "seed_report": _seed_report,
+    }  # fmt: skip
+    shown = of_study.get(study.name, _any)(study, rows)
+    return [each for each in shown if each.panels]
+
+
+THIN = "Тонкие линии — отдельные обучения, знаки — средние по ним; в скобках число обучений."
+
+
+def _any(study: Study, rows: Sequence[Row]) -> list[Shown]:
+    caption = f"{study.title}: награда и KL к SFT-модели. {THIN}"
+    return [Shown([plane(study, rows)], "plane", caption, data_of(rows, "kl", "reward"))]
+
+
+def _seed_report(study: Study, rows: Sequence[Row]) -> list[Shown]:
+    return []  # `figures.by_experiment` shows it beside the experiments of the report
+
+
+def _iterations(study: Study, rows: Sequence[Row]) -> list[Shown]:
+    of_four = [c for c in study.curves if c["arm"] == "merged" or c.get("t") in (60, 120)]
+    caption = (
+        "Фронты слитых запусков (LITI с η от 0,3 до 1) и одного запуска, у которого столько же шагов "
+        f"обучения, сколько у них вместе. {THIN}"
+    )
+    data = data_of(rows, "kl", "reward")
+    shown = [Shown([plane(study, rows, curves=of_four)], "plane", caption, data)]
+    later = [
+        {"label": f"итерация {i}", "arm": "iterated", "what": "slerp", "iteration": i}
+        for i in (2, 3, 4)
+    ]
+    first = {"label": "итерация 1", "arm": "merged", "what": "slerp", "m": 2}
+    long = [c for c in study.curves if c.get("t") == 240]
+    if any(row["arm"] == "iterated" for row in rows):
+        ax, sft = new_axes(440, 330), next(row for row in rows if row["what"] == "sft")
+        start = value(sft, "kl"), value(sft, "reward")
+        colors = (BLUE, SKY, GREY, BLACK)
+        marks = "oPsv"
+        for k, each in enumerate([first, *later]):
+            _, chosen = of_curve(each, rows)
+            style = {"color": colors[k], "marker": marks[k], "linestyle": "-", "markersize": 6}
+            _kl_reward(ax, chosen, each["label"], start, style)
+        for each in long:
+            keys, chosen = of_curve(each, rows)
+            _kl_reward(ax, chosen, each["label"], start, style_of(keys))
+        with_sft(ax, *start)
+        root_scale(ax)
+        ax.set_ylabel(AXES["reward"])
+        above(ax, columns=2)
+        caption = (
+            "Фронты после 1–4 итераций по два слитых запуска и фронт одного запуска из 240 шагов, что "
+            f"равно четырём итерациям по двум запускам. {THIN}"
+        )
+        shown.append(Shown([ax], "iterations", caption, data))
+    if compute := _compute(rows):
+        shown.append(compute)
+    return shown
+
+
+def _kl_reward(
+    ax: Axes, rows: Sequence[Row], label: str, start: tuple[float, float], style: Keys
+) -> None:
+    n = len({row["seed"] for row in rows})
+    axes = (lambda row: value(row, "kl")), (lambda row: value(row, "reward"))
+    if rows:
+        curve(ax, rows, *axes, f"{label} ({n})", start, **style)
+
+
+AT_KL = 4.0  # nats, at which rewards are set against the compute behind them
+
+
+def _compute(rows: Sequence[Row]) -> Shown | None:
+    """Reward at one KL over the steps of training of all runs."""
+    sft = next(row for row in rows if row["what"] == "sft")
+    kinds = {
+        "SLERP запусков с одного начала": ("merged", "slerp", "m", 30),
+        "итерации по два запуска": ("iterated", "slerp", "iteration", 60),
+        "один запуск": ("single", "run", "t", 1),
+    }
+    ax, data = new_axes(440, 300), list[dict[str, Any]]()
+    for label, (arm, what, key, steps) in kinds.items():
+        chosen = [row for row in rows if row["arm"] == arm and row["what"] == what]
+        found: dict[int, list[float]] = {}
+        for (seed, at), front in grouped(chosen, _by_seed(key)).items():
+            at *= steps
+            points = sorted((value(r, "kl") ** 0.5, value(r, "reward")) for r in front)
+            points = [(0.0, value(sft, "reward")), *points]
+            if points[-1][0] >= AT_KL**0.5:  # it gets there
+                reward = float(np.interp(AT_KL**0.5, *np.array(points).T))
+                found.setdefault(at, []).append(reward)
+                data.append({"method": label, "seed": seed, "steps": at, "reward": reward})
+        style: dict[str, Any] = {
+            "slerp": {"color": BLUE, "marker": "o"},
+            "run": {"color": PURPLE, "marker": "D"},
+        }[what]
+        style = {"color": SKY, "marker": "P"} if arm == "iterated" else style
+        for at, rewards in sorted(found.items()):
+            ax.plot([at] * len(rewards), rewards, linestyle="", alpha=0.3, markersize=4, **style)
+            (drawn,) = ax.plot(at, np.mean(rewards), linestyle="", markersize=7, **style)
+            tells(drawn, f"{label}, шагов {at}: {number(float(np.mean(rewards)), 0.1)} балла")
+        if found:
+            means = [(at, np.mean(rewards)) for at, rewards in sorted(found.items())]
+            ax.plot(
+                *zip(*means, strict=True), "-", linewidth=1.2, label=label, markersize=6, **style
+            )
+    if not data:
+        return None
+    ax.set_xticks(sorted({row["steps"] for row in data}))
+    ax.set(xlabel="Шагов обучения во всех запусках вместе", ylabel=f"Награда при KL {AT_KL:g} ната")
+    above(ax, columns=1)
+    caption = (
+        f"Награда при KL {AT_KL:g} ната против числа шагов обучения, во всех запусках вместе (шаг — 16 "
+        "ответов по 24 токена). Бледные знаки — обучения, яркие — средние; у слитых запусков время на "
+        "отдельных машинах в M раз меньше."
+    )
+    return Shown([ax], "compute", caption, data)
+
+
+def _liti(study: Study, rows: Sequence[Row]) -> list[Shown]:
+    caption = (
+        f"Фронт LITI одного запуска и траектории обучения: с якорем EMA и с SFT-моделью. {THIN}"
+    )
+    shown = [Shown([plane(study, rows)], "plane", caption, data_of(rows, "kl", "reward"))]
+    front = [r for r in rows if r["arm"] == "ema" and r["what"] == "run" and r["t"] == 120]
+    sft, panels = next(row for row in rows if row["what"] == "sft"), list[Axes]()
+    for measure in ("kl", "reward"):
+        ax = new_axes(330, 240)
+        style = {"color": PURPLE, "marker": "D", "markersize": 5, "linestyle": "-"}
+        start = 0.0, value(sft, measure)
+        curve(
+            ax,
+            front,
+            lambda row: row["eta"],
+            lambda row, m=measure: value(row, m),
+            "",
+            start,
+            **style,
+        )
+        ends = [value(row, measure) for row in front if row["eta"] == 1.0]
+        if ends:
+            chord = [value(sft, measure), float(np.mean(ends))]
+            ax.plot([0, 1], chord, ":", color=QUIET, linewidth=1.5)
+        ax.set(xlabel="η", ylabel=AXES[measure])
+        panels.append(ax)
+    caption = (
+        "KL и награда вдоль LITI одного запуска (T = 120), η от 0 до 1,5. Пунктир — хорда между концами "
+        "при η = 0 и 1: KL лежит под ней (выпукла), награда — над ней (вогнута)."
+    )
+    return [*shown, Shown(panels, "eta", caption, data_of([sft, *front], "kl", "reward"))]
+
+
+def _merge(study: Study, rows: Sequence[Row]) -> list[Shown]:
+    shown = []
+    geometric = [r for r in rows if r.get("geometry") and r["what"] == "slerp" and r["lam"] is None]
+    if geometric:
+        ax, data = new_axes(440, 240), list[dict[str, Any]]()
+        for row in geometric:
+            low, mean, high = row["geometry"]["angle"]
+            x = row["m"] + 0.07 * (row["seed"] - np.mean(study.seeds))
+            ax.plot([x, x], [low, high], "-", color=BLUE, alpha=0.35, linewidth=1.5)
+            (drawn,) = ax.plot(x, mean, "o", color=BLUE, markersize=4.5)
+            tells(drawn, f"M = {row['m']}, seed {row['seed']}: {number(mean, 1)}°")
+            angles = {"angle_min": low, "angle_mean": mean, "angle_max": high}
+            data.append({"m": row["m"], "seed": row["seed"]} | angles)
+        ax.axhline(90, color=QUIET, linestyle=":", linewidth=1)
+        ms = sorted({row["m"] for row in geometric})
+        ax.set_xticks(ms, [str(m) for m in ms])
+        ax.set(xlabel="Слито запусков M", ylabel="Угол, градусы", ylim=(0, 105))
+        caption = (
+            "Углы между векторами задач запусков: точка — среднее по парам запусков и группам тензоров, "
+            "черта — от наименьшего до наибольшего; рядом стоят обучения с разными seed. Пунктир — 90°."
+        )
+        shown.append(Shown([ax], "angles", caption, data))
+    if over_lambda := _over_lambda(rows):
+        shown.append(over_lambda)
+    colors, marks = (GREEN, BLUE, SKY, BLUE, GREY), "^oPo*"
+    sft = next(row for row in rows if row["what"] == "sft")
+    start, ax = (value(sft, "kl"), value(sft, "reward")), new_axes(440, 330)
+    for k, m in enumerate((1, 2, 3, 4, 5)):
+        what = "run" if m == 1 else "slerp"
+        chosen = [r for r in rows if r["arm"] == "five" and r["what"] == what and r["lam"] is None]
+        chosen = [r for r in chosen if m == 1 or r["m"] == m]
+        label = "сами запуски" if m == 1 else f"SLERP {m} запусков"
+        style = {"color": colors[k], "marker": marks[k], "linestyle": "-", "markersize": 6}
+        style |= {"markerfacecolor": WHITE, "linestyle": (0, (4, 2))} if m == 2 else {}
+        if chosen and m > 1:
+            _kl_reward(ax, chosen, label, start, style)
+        elif chosen:
+            n = len({row["seed"] for row in chosen})
+            for row in chosen:
+                (drawn,) = ax.plot(value(row, "kl"), value(row, "reward"), "^", color=GREEN, alpha=0.45,
+                                   markersize=5)  # fmt: skip
+                tells(
+                    drawn,
+                    f"запуск {row['m']}, seed {row['seed']}: {number(value(row, 'reward'), 0.1)}",
+                )
+            ax.plot([], [], "^", color=GREEN, label=f"{label} ({n})", markersize=5)
+    four = [r for r in rows if r["what"] == "lerp" and r["m"] == 4]
+    if four:
+        _kl_reward(ax, four, "LERP 4 запусков, η до 2", start, style_of({"what": "lerp", "m": 4}))
+    with_sft(ax, *start)
+    root_scale(ax)
+    ax.set_ylabel(AXES["reward"])
+    above(ax, columns=2)
+    caption = f"Фронты SLERP с разным числом слитых запусков M, LERP четырёх и сами запуски. {THIN}"
+    return [*shown, Shown([ax], "plane", caption, data_of(rows, "kl", "reward"))]
+
+
+def _over_lambda(rows: Sequence[Row]) -> Shown | None:
+    """Reward between two runs, SLERP beside LERP, and their difference paired by training."""
+    of_two = [r for r in rows if r["arm"] == "five" and r["m"] in (1, 2) and r["eta"] == 1.0]
+    ends = {r["seed"]: {} for r in of_two}
+    for row in of_two:
+        if row["what"] == "run":
+            ends[row["seed"]][row["m"]] = row
+    merged = {
+        what: [r for r in of_two if r["what"] == what and r["lam"] is not None]
+        for what in ("slerp", "lerp")
+    }
+    if not all(merged.values()):
+        return None
+    top, below = new_axes(330, 260), new_axes(330, 260)
+    for what, chosen in merged.items():
+        style, by_lam = style_of({"what": what}), dict[float, list[float]]()
+        for seed, of_seed in grouped(chosen, lambda row: row["seed"]).items():
+            points = {row["lam"]: value(row, "reward") for row in of_seed}
+            points |= {m - 1.0: value(row, "reward") for m, row in ends[seed].items()}
+            ordered = sorted(points.items())
+            top.plot(*zip(*ordered, strict=True), color=style["color"], alpha=0.28, linewidth=0.9)
+            for lam, reward in ordered:
+                by_lam.setdefault(lam, []).append(reward)
+        means = [(lam, float(np.mean(rewards))) for lam, rewards in sorted(by_lam.items())]
+        name = what.upper()
+        top.plot(
+            *zip(*means, strict=True), label=f"{name} ({len(grouped(chosen, _seed))})", **style
+        )
+        for lam, mean in means:
+            (drawn,) = top.plot(
+                lam, mean, linestyle="", marker=style["marker"], color=style["color"]
+            )
+            tells(drawn, f"{name}, λ = {decimal(lam)}: {number(mean, 0.1)} балла")
+    paired, data = dict[float, list[float]](), data_of(of_two, "kl", "reward")
+    lerps = {(row["seed"], row["lam"]): value(row, "reward") for row in merged["lerp"]}
+    for row in merged["slerp"]:
+        if (other := lerps.get((row["seed"], row["lam"]))) is not None:
+            paired.setdefault(row["lam"], []).append(value(row, "reward") - other)
+    below.axhline(0, color=QUIET, linewidth=1)
+    for lam, differences in sorted(paired.items()):
+        below.plot([lam] * len(differences), differences, "o", color=BLUE, alpha=0.35, markersize=4)
+        (drawn,) = below.plot(lam, np.mean(differences), "D", color=BLUE, markersize=7)
+        tells(
+            drawn, f"λ = {decimal(lam)}: разность {number(float(np.mean(differences)), 0.1)} балла"
+        )
+    top.set(xlabel="λ", ylabel=AXES["reward"], xticks=[0, 0.25, 0.5, 0.75, 1])
+    below.set(xlabel="λ", ylabel="SLERP − LERP, баллы", xlim=(0, 1), xticks=[0, 0.25, 0.5, 0.75, 1])
+    above(top, columns=2)
+    caption = (
+        "Слева — награда между двумя запусками (λ = 0 и 1 — сами запуски): SLERP и LERP. Справа — их "
+        "разность в одном обучении: точки — обучения, ромб — среднее. KL у них при одном λ разная."
+    )
+    return Shown([top, below], "lambda", caption, data)
+
+
+def _seed(row: Row) -> Any:
+    return row["seed"]
+
+
+def _anchor(study: Study, rows: Sequence[Row]) -> list[Shown]:
+    sft, over_steps = next(row for row in rows if row["what"] == "sft"), new_axes(380, 330)
+    runs = [c for c in study.curves if c["what"] == "run"]
+    for each in runs:
+        keys, chosen = of_curve(each, rows)
+        start = 0.0, value(sft, "reward")
+        axes = (lambda row: row["t"]), (lambda row: value(row, "reward"))
+        curve(over_steps, chosen, *axes, each["label"], start, **style_of(keys))
+    over_steps.set(xlabel="Шаг обучения t", ylabel=AXES["reward"])
+    above(over_steps, columns=1)
+    caption = (
+        "Награда по шагам (слева) и по KL к SFT-модели (справа): KL-штраф к EMA политики, к SFT-модели "
+        f"с двумя β, без штрафа; звёзды — EMA-веса запусков. {THIN}"
+    )
+    panels = [over_steps, plane(study, rows, new_axes(380, 330))]
+    return [Shown(panels, "plane", caption, data_of(rows, "kl", "reward"))]
+
+
+def _next_step(study: Study, rows: Sequence[Row]) -> list[Shown]:
+    sft = next(row for row in rows if row["what"] == "sft")
+    warp = [row for row in rows if row["what"] == "warp"]
+    panels = []
+    for measure in ("reward", "kl", "distinct_pairs"):
+        ax = new_axes(280, 240)
+        for warm, style in (
+            (False, {"color": BLUE, "marker": "o"}),
+            (True, {"color": RED, "marker": "s"}),
+        ):
+            chosen = [row for row in warp if row["arm"].endswith("_warm") == warm]
+            x = {row["arm"]: int(row["arm"].removesuffix("_warm")[1:]) for row in chosen}
+            label = "с прогревом до 10⁻⁴" if warm else "без прогрева"
+            lines = {"linestyle": (0, (4, 2)) if warm else "-", "markersize": 5}
+            shift = 1.04 if warm else 0.96  # so that marks do not hide each other
+            of_arm, of_measure = _scaled(x, shift), _valued(measure)
+            curve(ax, chosen, of_arm, of_measure, label, None, **style, **lines)
+        ax.axhline(value(sft, measure), color=QUIET, linestyle=":", linewidth=1)
+        ax.set_xscale("log")
+        ax.set_xticks([10, 30, 100], ["10", "30", "100"])
+        ax.minorticks_off()
+        ax.set(xlabel="T, шагов в запуске", ylabel=AXES[measure], xlim=(8, 125))
+        panels.append(ax)
+    above(panels[0], columns=1)
+    caption = (
+        "То, что предложил исходный отчёт: больше T и линейный прогрев до 10⁻⁴ (I = M = 2, без бейзлайна). "
+        "Награда, KL и разнообразие WARP-модели; пунктир — SFT-модель. "
+        "Тонкие линии — отдельные обучения, знаки — средние по ним."
+    )
+    return [
+        Shown(panels, "steps", caption, data_of([sft, *warp], "reward", "kl", "distinct_pairs"))
+    ]
+
+
+def _by_seed(key: str) -> Callable[[Row], Any]:
+    return lambda row: (row["seed"], row[key])
+
+
+def _scaled(x: Mapping[str, int], by: float) -> Callable[[Row], float]:
+    return lambda row: x[row["arm"]] * by
+
+
+def _valued(measure: str) -> Callable[[Row], float]:
+    return lambda row: value(row, measure)
+
+
+def _text(study: Study, rows: Sequence[Row]) -> list[Shown]:
+    measures = ("judge", "distinct_pairs", "length")
+    panels = [plane(study, rows, new_axes(280, 250), each, legend=False) for each in measures]
+    above(panels[0], columns=1)
+    caption = (
+        "Чего награда не видит, при растущей KL: оценка второго судьи (VADER), разнообразие и длина "
+        f"ответов. {THIN}"
+    )
+    return [Shown(panels, "text", caption, data_of(rows, "kl", *measures, "repetition"))]
+
+
+def _sensitivity(study: Study, rows: Sequence[Row]) -> list[Shown]:
+    groups = {
+        "скорость EMA μ": ("mu_slow", "base", "mu_fast"),
+        "коэффициент при KL β": ("beta_weak", "base", "beta_strong"),
+        "η между итерациями": ("eta_03", "eta_05", "eta_08"),
+    }
+    labels = {curve["arm"]: curve["label"] for curve in study.curves}
+    labels |= {"eta_03": "η = 0,3", "eta_05": "η = 0,5", "eta_08": "η = 0,8"}
+    sft, panels = next(row for row in rows if row["what"] == "sft"), list[Axes]()
+    start = value(sft, "kl"), value(sft, "reward")
+    for title, arms in groups.items():
+        ax = new_axes(280, 270)
+        for k, arm in enumerate(arms):
+            color, mark = ((OCHRE, "v"), (BLUE, "o"), (RED, "s"))[k]
+            style = {"color": color, "marker": mark, "markersize": 5, "linestyle": "-"}
+            chosen = [row for row in rows if row["arm"] == arm]
+            _kl_reward(ax, chosen, labels[arm], start, style)
+        if ax.get_legend_handles_labels()[1]:
+            with_sft(ax, *start)
+            root_scale(ax)
+            ax.set_ylabel(AXES["reward"])
+            above(ax, columns=1, title=title, alignment="left")
+            panels.append(ax)
+    caption = f"Фронты двух слитых запусков при разных μ, β и η между итерациями. {THIN}"
+    return [Shown(panels, "plane", caption, data_of(rows, "kl", "reward"))]
+
+
+# What the report begins with
+
+
+def pareto(studies: Mapping[str, Sequence[Row]]) -> Shown | None:
+    """The plane of KL and reward: θ_sft, the trajectory and the LITI of one long run, the front of four
+    merged runs; of the studies' rows by name. None without any."""
+    of_long, of_merged = studies.get("liti", ()), studies.get("iterations", ())
+    sft = next((row for row in [*of_merged, *of_long] if row["what"] == "sft"), None)
+    methods = {
+        "SLERP 4 запусков по 30 шагов, LITI": (
+            of_merged,
+            {"arm": "merged", "what": "slerp", "m": 4},
+        ),
+        "один запуск, 120 шагов, LITI": (of_merged, {"arm": "single", "what": "run", "t": 120}),
+        "траектория одного запуска, 120 шагов": (
+            of_long,
+            {"arm": "ema", "what": "run", "eta": 1.0},
+        ),
+    }
+    found = {
+        label: ([row for row in rows if fits(row, keys)], keys)
+        for label, (rows, keys) in methods.items()
+    }
+    if sft is None or not any(rows for rows, _ in found.values()):
+        return None
+    ax, start = new_axes(440, 330), (value(sft, "kl"), value(sft, "reward"))
+    for label, (rows, keys) in found.items():
+        _kl_reward(ax, rows, label, start, style_of(keys))
+    with_sft(ax, *start)
+    root_scale(ax)
+    ax.set_ylabel(AXES["reward"])
+    above(ax, columns=1)
+    caption = (
+        "Награда и KL к SFT-модели при равном вычислении: четыре слитых запуска и один запуск вчетверо "
+        f"длиннее. {THIN}"
+    )
+    every = [row for rows, _ in found.values() for row in rows]
+    return Shown([ax], "plane", caption, data_of([sft, *every], "kl", "reward"))
+
+
+def agreement(studies: Mapping[str, Sequence[Row]]) -> Shown | None:
+    """The second judge's score against the reward: a dot an evaluated policy. None without any."""
+    rows = {row["digest"]: row for of in studies.values() for row in of if "judge" in row}
+    if len(rows) < 3:
+        return None
+    ax = new_axes(330, 270)
+    points = [(value(row, "reward"), value(row, "judge")) for row in rows.values()]
+    for row, (reward, judge) in zip(rows.values(), points, strict=True):
+        (drawn,) = ax.plot(reward, judge, "o", color=BLUE, alpha=0.4, markersize=4)
+        said = f"{policy_name(row)}: награда {number(reward, 0.1)}, VADER {number(judge, 0.1)}"
+        if row["seed"] is None:  # of hundreds of dots θ_sft's alone is reached by keyboard
+            tells(drawn, said)
+    ax.set(xlabel=AXES["reward"], ylabel=AXES["judge"])
+    caption = f"корреляция {number(float(np.corrcoef(np.array(points).T)[0, 1]), 0.1)}"
+    return Shown([ax], "agreement", caption, data_of([*rows.values()], "reward", "judge"))
+
+
+ROW, LEFT, RIGHT = (
+    22,
+    -0.75,
+    0.75,
+)  # height of a row of the forest, units; points of reward at its ends
+WIDTH = 160
+TINT = f"var(--c2, {GREEN})"
+
+
+def forest(found: Sequence[Verdict], short: bool = False) -> str:
+    """Differences with their intervals over trainings, a row a claim, as HTML.
+
+    The half that a claim promises is shaded; what lies beyond an end is drawn at it. `short`: the main
+    claims alone, with links to their sections.
+    """
+    by_name = {v.comparison.name: v for v in found}
+    shown = [by_name[name] for name in MAIN if name in by_name] if short else found
+    drawn = any(v.comparison.measure == "reward" for v in shown)
+    axis = "".join(
+        f'<text x="{_x(at):.0f}" y="14" style="text-anchor: middle">{decimal(at)}</text>'
+        for at in (-0.5, 0, 0.5)
+    )
+    scale = f'<svg class="row" viewBox="0 0 {WIDTH} 18" role="img" aria-label="шкала разности">'
+    names = ["Утверждение", f"{scale}{axis if drawn else ''}</svg>", "Разность [95\u00a0% ДИ]"]
+    names += ["Вердикт"] if short else ["Обучений", "p", "Вердикт"]
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    rows = "".join(_forest_row(v, short) for v in shown)
+    kind = "forest short" if short else "forest"
+    return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _x(difference: float) -> float:
+    inside = min(max(difference, LEFT), RIGHT)
+    return (inside - LEFT) / (RIGHT - LEFT) * (WIDTH - 12) + 6
+
+
+def _forest_row(v: Verdict, short: bool) -> str:
+    more = v.comparison.expected == "more"
+    zero, parts = _x(0), list[str]()
+    if v.comparison.measure == "reward":
+        side = f'x="{zero if more else 0:.0f}" width="{WIDTH - zero if more else zero:.0f}"'
+        parts.append(f'<rect {side} height="{ROW}" style="fill: {TINT}; fill-opacity: 0.09"/>')
+        parts.append(f'<path d="M{zero:.0f} 0V{ROW}" style="stroke: currentColor"/>')
+        parts += _interval(v)
+    name = html.escape(MAIN[v.comparison.name] if short else v.comparison.claim)
+    name += " •" if v.comparison.primary else ""
+    if short:
+        name = f'<a href="#study_{v.study.name}">{name}</a>'
+    else:
+        about = f"{v.comparison.source}; ожидалось: {lowered(v.comparison.hypothesis)}"
+        name += f"<small>{html.escape(about)}</small>"
+    said = html.escape(v.effect)
+    head = f'<svg class="row" viewBox="0 0 {WIDTH} {ROW}" role="img" aria-label="{said}">'
+    effect = v.effect_alone if v.between and v.comparison.measure == "reward" else v.effect
+    cells = [f'<th scope="row">{name}</th>', f"<td>{head}{''.join(parts)}</svg></td>"]
+    cells.append(f'<td class="n">{html.escape(effect)}</td>')
+    if not short:
+        p = p_text(v.p).removeprefix("p\u00a0=\u00a0").removeprefix("p\u00a0") if v.between else "—"
+        cells.append(f'<td class="n">{len(v.by_seed)} из {v.of}</td><td class="n">{p}</td>')
+    cells.append(f'<td class="verdict">{MARKS[v.word]} {v.word}</td>')
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _interval(v: Verdict) -> list[str]:
+    """Dots are trainings, the line is the interval, the diamond the mean."""
+    color = f"var(--c0, {BLUE})" if v.comparison.primary else f"var(--quiet, {QUIET})"
+    parts = [
+        f'<circle cx="{_x(each):.1f}" cy="11" r="3" style="fill: {color}; fill-opacity: 0.3">'
+        f"<title>seed {seed}: {number(each, 0.1)}</title></circle>"
+        for seed, each in v.by_seed.items()
+    ]
+    if v.between:
+        low, mean, high = (_x(v.between[key]) for key in ("low", "mean", "high"))
+        line = f"stroke: {color}; stroke-width: 2.5"
+        parts.append(f'<path d="M{low:.1f} 11H{high:.1f}" style="{line}"/>')
+        told = f"<title>{html.escape(v.effect)}</title>"
+        diamond = f"M{mean - 5:.1f} 11l5 -5 5 5 -5 5z"
+        parts.append(f'<path d="{diamond}" style="fill: {color}">{told}</path>')
+    return parts
+
+
+def forest_data(found: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """Behind `forest`: a row a claim and training."""
+    table = []
+    for v in found:
+        about = {"study": v.study.name, "claim": v.comparison.claim, "verdict": v.word}
+        about |= {"measure": v.comparison.measure, "primary": v.comparison.primary}
+        about |= {key: v.between.get(key) for key in ("mean", "low", "high")}
+        about |= {"p": v.p if v.between else None}
+        for seed, each in v.by_seed.items() or [(None, None)]:
+            table.append(about | {"seed": seed, "difference": each})
+    return table

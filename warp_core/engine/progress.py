@@ -4,6 +4,7 @@ import json
 import os
 import statistics
 import threading
+import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,10 +41,14 @@ class Progress:
         logged = (steps_of(self._logs[task.name]) for task in list(self.running) if task.steps)
         return sum(self.work.get(name, 0) for name in finished) + sum(logged)
 
+    def step(self, task: Task) -> int:
+        """The last that it has logged; 0 where it logs none."""
+        log = self._logs.get(task.name)
+        return steps_of(log) if log else 0
+
     def place(self, task: Task) -> str:
         """A running task and where it is, for people."""
-        log = self._logs.get(task.name)
-        return f"{task.label} behind step {steps_of(log)}" if log else task.label
+        return f"{task.label} behind step {self.step(task)}" if task.steps else task.label
 
 
 def steps_of(log: Path) -> int:
@@ -86,18 +91,44 @@ def watched(progress: Progress, look: Callable[[Progress], None]) -> Iterator[No
 
 
 def bar(name: str) -> Callable[[Progress], None]:
-    """A bar of the work, in steps of training, and what runs; lines of text where nobody watches."""
+    """A bar of the work, in steps of training, and where each running task is, with its time left; lines
+    of text where nobody watches.
+
+    What logs no steps, an evaluation, is taken to go at the speed of the steps seen so far, so that the
+    bar moves meanwhile and is full only at the end.
+    """
     shown: list[tqdm] = []
+    seen: dict[
+        str, tuple[float, int]
+    ] = {}  # of a task: when it was first seen running, its step then
+    speed = [0.0]  # steps a second of one running task, the last that was seen
 
     def look(progress: Progress) -> None:
-        done = progress.done()
+        done, now = progress.done(), time.monotonic()
         if not shown:
             shown.append(tqdm(desc=name, total=progress.total, initial=done, mininterval=5))
+        places, guessed = [], 0.0
+        for task in list(progress.running):
+            began, first = seen.setdefault(task.name, (now, progress.step(task)))
+            passed, steps = now - began, progress.step(task) - first
+            if task.steps and steps and passed:
+                speed[0] = steps / passed
+            work = progress.work.get(task.name, 0)
+            at = progress.step(task) if task.steps else min(passed * speed[0], 0.95 * work)
+            guessed += 0 if task.steps else at
+            left = f", {_minutes((work - at) / speed[0])} left" if speed[0] and work else ""
+            places.append(f"{progress.place(task)}{left}")
         line = shown[0]
-        if progress.running:
-            line.set_description(progress.running[0].label, refresh=False)
-        line.update(max(0, done - line.n))  # a log goes just before its result is there
+        if places:
+            line.set_description(" | ".join(places), refresh=False)
+        line.update(
+            max(0, done + int(guessed) - line.n)
+        )  # a log goes just before its result is there
         if len(progress.finished) == len(progress.tasks):
             line.close()
 
     return look
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"

@@ -24,4 +24,4 @@ def copy(built: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def page(built: Path) -> str:
-    return (built / "reports/warp_report.html").read_text(encoding="utf-8")
+    return (built / "runs/warp_report.html").read_text(encoding="utf-8")

@@ -1,6 +1,5 @@
 """Projects to build: one of stand-in notebooks, one of real experiments at tiny sizes."""
 
-import base64
 import os
 import shutil
 import subprocess
@@ -17,9 +16,6 @@ from reports.build.__main__ import ROOT
 from warp_core.config import WarpConfig
 
 MODEL_TEXT = "<script>alert(1)</script> $x$ | [a](b) **c** &amp; `d`"
-PNG = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-)
 SECTIONS = "reports/build/sections.yaml"
 ORDER = "from pathlib import Path\nwith open('order.txt', 'a') as file:\n    file.write('{}\\n')\n"
 FOLDER = """
@@ -37,18 +33,28 @@ Path(run_dir, "summary.json").write_text("{{}}")
 if Path("broken").exists():
     raise ValueError("\\x1b[31mno ratings\\x1b[0m")
 """
-FIGURE = f"from IPython.display import Image, display\ndisplay(Image(data={PNG!r}, format='png'))\n"
+FIGURE = """
+from reports.text import figures, show
+ax = figures.new_axes()
+ax.plot([0, 1], [0, 1])
+show.figure(ax, "line", "Прямая <b>линия</b>; см. [@summary].", [{"x": 1.5}], picture=True)
+"""
 EXPERIMENT = f"""{FOLDER}
 import html
-from IPython.display import HTML, Image, Markdown, display
+from IPython.display import HTML, Markdown, display
 folder = Path(run_dir)
 (folder / "samples.jsonl").write_text(str(lr))
 (folder / "summary.json").write_text("{{}}")
 seal_json(folder / "origins.json", {{"run-1": origin | {{"seconds": 120}}}})
 print("printed by the cell")
 display(HTML("<table><tr><td>" + html.escape({MODEL_TEXT!r}) + "</td></tr></table>"))
-display(Image(data={PNG!r}, format="png"), metadata={{"image/png": {{"alt": 'a "curve"'}}}})
+from reports.text import show
+show.table("<table><tr><td>1</td></tr></table>", "one", "Таблица опыта.", fold=True)
 display(Markdown(f"lr = {{float(lr)}}, $\\\\theta_{{{{slerp}}}}$, reward from {{reward_model}}"))
+"""
+SENTENCES = """
+from IPython.display import Markdown, display
+display(Markdown("1. **Первое**: одно.\\n2. Второе."))
 """
 WARP_KEYS = "".join(f"{k} = {f.default!r}\n" for k, f in WarpConfig.model_fields.items())
 
@@ -85,7 +91,7 @@ def make_project(root: Path) -> Path:
         root / "notebooks/summary.ipynb",
         "Сводка",
         "runs_dir = 'runs'",
-        ORDER.format("summary") + FIGURE + "print(runs_dir)",
+        ORDER.format("summary") + SENTENCES + FIGURE + "print(runs_dir)",
     )
     params = {
         "base.yaml": {"lr": 1e-6, "reward_model": "runs/reward_model/model"},
@@ -106,9 +112,11 @@ def make_project(root: Path) -> Path:
         "first": [{"id": "reward_model", "notebook": "reward_model.ipynb"}],
         "last": [one, summary | {"after": ["one"]}],
     }
-    report = ["summary", "method.md", "reward_model", "one"]
-    write_plan(root, {"title": "Отчёт", "run": stages, "report": report, "picture": "one"})
-    (root / "reports/text/method.md").write_text("# Метод\n\n## Результаты\n\n$$\\frac{1}{2}$$\n")
+    plan = {"title": "Отчёт", "run": stages, "picture": "summary"}
+    plan |= {"report": ["summary", "method.md", "reward_model"], "appendices": ["one"]}
+    write_plan(root, plan)
+    text = "# Метод\n\n## Результаты\n\n$$\\frac{1}{2}$$\n\n### Ещё\n\nСм. [@summary:line], [@one:one].\n"
+    (root / "reports/text/method.md").write_text(text)
     return root
 
 

@@ -7,7 +7,7 @@ import project
 import pytest
 
 from reports.build.__main__ import main
-from reports.build.page import ReportError
+from reports.build.faults import ReportError
 from reports.build.plan import load_project, parameters_of
 from warp_core.store.files import seal_json, seal_text
 

@@ -1,5 +1,6 @@
 """The report from what was run: the page, the picture, and by what code its numbers were made."""
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -11,19 +12,52 @@ from reports.build.__main__ import main
 from warp_core.store.files import seal_json, sealed_json
 
 
-def test_the_picture_is_a_figure_of_the_report(built: Path) -> None:
-    assert (built / "reports/results.png").read_bytes() == project.PNG
+def test_the_picture_is_a_figure_of_the_report(built: Path, page: str) -> None:
+    picture = (built / "runs/results.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert base64.b64encode(picture).decode() in page
 
 
-def test_the_foot_says_when_from_what_and_how_long(page: str) -> None:
-    took = "суммарное время задач — 3 мин"
-    assert re.search(rf"закончены \d\d\.\d\d\.\d{{4}}; {took}; коммит: abc123\.</footer>", page)
+def test_the_head_says_when_from_what_and_how_long_and_what_was_found(page: str) -> None:
+    where = r"\d\d\.\d\d\.\d{4} · коммит abc123 · 3 мин вычислений · Apache-2.0"
+    assert re.search(rf'<p class="byline">{where}</p>', page)
+    assert '<meta name="description" content="Первое: одно. Второе.">' in page
+
+
+def test_a_build_changes_nothing_outside_runs_unless_it_publishes(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def outside() -> set[str]:
+        files = {name for name in project.files_below(copy) if not name.startswith("runs/")}
+        return files - {"order.txt"}
+
+    before = outside()
+    assert not any(name.endswith((".html", ".png")) for name in before)
+    (copy / "runs/warp_report.html").unlink()
+    assert main([], copy) == 0
+    assert "  Второе.\n" in capsys.readouterr().out
+    assert outside() == before
+    assert main(["--publish"], copy) == 0
+    made = {"reports/warp_report.html", "reports/results.png"}
+    assert outside() - before == made
+    for name in made:
+        assert (copy / name).read_bytes() == (copy / "runs" / Path(name).name).read_bytes()
+
+
+def test_the_same_results_give_the_same_bytes(copy: Path) -> None:
+    page = copy / "runs/warp_report.html"
+    before = page.read_bytes()
+    for notebook in (copy / "runs").glob("*/executed.ipynb"):
+        notebook.unlink()
+    page.unlink()
+    assert main([], copy) == 0
+    assert page.read_bytes() == before
 
 
 def test_only_compile_is_quick_and_runs_nothing(copy: Path) -> None:
-    (copy / "reports/warp_report.html").unlink()
+    (copy / "runs/warp_report.html").unlink()
     assert main(["--only-compile"], copy) == 0
-    assert (copy / "reports/warp_report.html").is_file()
+    assert (copy / "runs/warp_report.html").is_file()
     assert len(project.order(copy)) == 3
     record = json.loads((copy / "runs/one/executed.ipynb").read_text())["metadata"]["warp_report"]
     assert len(record) == 2
@@ -32,7 +66,7 @@ def test_only_compile_is_quick_and_runs_nothing(copy: Path) -> None:
 def test_what_is_damaged_is_named_or_made_again(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = copy / "reports/warp_report.html"
+    page = copy / "runs/warp_report.html"
     whole = page.read_bytes()
     page.write_bytes(b"\xff" + whole[:1000])
     assert main([], copy) == 0
@@ -58,13 +92,14 @@ def test_numbers_made_by_other_code_are_named(
     assert main([], copy) == 0
     said = capsys.readouterr().out
     assert f"numbers of {name} were made by other code of the method; `make fresh` makes" in said
-    page = (copy / "reports/warp_report.html").read_text(encoding="utf-8")
+    page = (copy / "runs/warp_report.html").read_text(encoding="utf-8")
     made = (
         f"Другой версией кода метода получены числа разделов (раздел — коммит): {name} — 0ldc0de; "
     )
-    assert f"коммит: 0ldc0de, abc123. {made}make fresh вычисляет их заново." in page
+    assert "коммит 0ldc0de, abc123" in page
+    assert f"{made}make fresh вычисляет их заново." in page
 
     seal_json(path, origins)
     assert main([], copy) == 0
     assert "other code" not in capsys.readouterr().out
-    assert "Другой версией" not in (copy / "reports/warp_report.html").read_text(encoding="utf-8")
+    assert "Другой версией" not in (copy / "runs/warp_report.html").read_text(encoding="utf-8")

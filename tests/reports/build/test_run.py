@@ -46,7 +46,7 @@ def test_stages_follow_each_other_and_at_most_two_notebooks_run(
         ],
         "first": [{"notebook": "reward_model.ipynb", "id": name} for name in "rs"],
     }
-    project.write_plan(root, plan | {"report": list("xy"), "picture": "x"})
+    project.write_plan(root, plan | {"report": list("xy"), "appendices": [], "picture": "x"})
     begun, ended = {}, {}
 
     def start(section: run.Section) -> run.Running:
@@ -79,7 +79,7 @@ def test_a_failure_names_the_cell_and_the_next_build_goes_on(
     plan = project.read_plan(root)
     reward_model, summary = plan["run"]["first"][0], plan["run"]["last"][1]
     plan["run"] = {"first": [summary | {"reads": [], "after": []}, reward_model]}
-    project.write_plan(root, plan | {"report": ["summary", "reward_model"], "picture": "summary"})
+    project.write_plan(root, plan | {"report": ["summary", "reward_model"], "appendices": []})
     (root / "broken").touch()
 
     assert main([], root) == 1
@@ -89,7 +89,7 @@ def test_a_failure_names_the_cell_and_the_next_build_goes_on(
     assert "\nValueError: no ratings\n" in said  # without the colour codes
     assert "as far as it got: runs/reward_model/executing.ipynb" in said
     assert "All that was done is kept" in said
-    assert not (root / "reports/warp_report.html").exists()
+    assert not (root / "runs/warp_report.html").exists()
 
     assert main(["--only-compile"], root) == 1
     assert "these were not run: reward_model" in capsys.readouterr().err
@@ -130,7 +130,10 @@ def test_one_that_fails_stops_the_other_which_saves_what_it_has(
     plan = project.read_plan(root)
     one = plan["run"]["last"][0]
     two = one | {"id": "two", "params": ["base.yaml", "two.yaml"]}
-    project.write_plan(root, plan | {"run": {"last": [one, two]}, "report": ["one", "two"]})
+    plan |= {"appendices": []}
+    project.write_plan(
+        root, plan | {"run": {"last": [one, two]}, "report": ["one", "two"], "picture": "one"}
+    )
     start = time.monotonic()
     assert main([], root) == 1
     assert time.monotonic() - start < 100
@@ -146,7 +149,8 @@ def test_smoke_has_its_own_folders_and_says_so(tmp_path: Path) -> None:
     plan = project.read_plan(root)
     plan["run"]["first"][0]["smoke"] = False
     plan["run"]["last"].pop()
-    project.write_plan(root, plan | {"report": ["reward_model", "one"]})
+    plan |= {"appendices": []}
+    project.write_plan(root, plan | {"report": ["reward_model", "one"], "picture": "one"})
     assert main(["--smoke"], root) == 0
     assert project.order(root) == ["experiment"]  # the reward model was left out
     page = (root / "runs/smoke/warp_report.html").read_text(encoding="utf-8")
@@ -154,7 +158,7 @@ def test_smoke_has_its_own_folders_and_says_so(tmp_path: Path) -> None:
     assert "Числа, графики и выводы ниже ничего не значат." in page
     assert "runs/smoke/reward_model/model" in page  # what the notebook was given
     assert [p.name for p in (root / "runs").iterdir()] == ["smoke"]
-    assert not (root / "reports/warp_report.html").exists()
+    assert not (root / "runs/warp_report.html").exists()
 
 
 def test_an_interrupted_build_leaves_no_process(tmp_path: Path) -> None:

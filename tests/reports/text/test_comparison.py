@@ -1,6 +1,6 @@
 """Verdicts about the seed report's claims follow from the numbers, never from the construction."""
 
-from invented import estimate, summary
+from invented import summary
 
 from reports.text import comparison
 
@@ -11,8 +11,14 @@ def reproduced():
     return {f"experiment_{k}": summary(kl=kl, difference=0.0) for k, kl in kls.items()}
 
 
+def verdicts(summaries):
+    """Claim -> what came, and whether it agrees."""
+    rows = comparison.seed_verdicts(summaries).itertuples(index=False)
+    return {claim: (ours, word) for claim, ours, word in rows}
+
+
 def disagreements(summaries):
-    return [line for line in comparison.seed_verdicts(summaries) if "Расходится" in line]
+    return [claim for claim, (_, word) in verdicts(summaries).items() if word == "расходится"]
 
 
 def test_seed_verdicts_name_what_disagrees():
@@ -34,18 +40,21 @@ def test_seed_verdicts_name_what_disagrees():
 
 
 def test_that_runs_of_one_seed_coincide_is_no_verdict():
-    verdicts = comparison.seed_verdicts(reproduced())
-    assert not any("проходят одинаково" in line for line in verdicts)
+    without = verdicts(reproduced())
+    assert not any("проходят одинаково" in claim for claim in without)
     control = {"experiment_1_control": summary(kl=1e-6, angle=89.1)}
-    (line,) = set(comparison.seed_verdicts(reproduced() | control)) - set(verdicts)
-    assert line.startswith("**Расходится.** Запуски одной итерации проходят одинаково")
-    assert "средний угол между векторами задач – 89,1°" in line
-    assert "это один и тот же расчёт" in line
+    (claim,) = set(verdicts(reproduced() | control)) - set(without)
+    ours, word = verdicts(reproduced() | control)[claim]
+    assert (claim.partition(",")[0], word) == (
+        "Запуски одной итерации проходят одинаково",
+        "расходится",
+    )
+    assert "средний угол между векторами задач — 89,1°" in ours
 
 
 def test_a_trial_without_all_experiments_claims_only_what_it_can_check():
     summaries = {f"experiment_{k}": summary(kl=1e-6, difference=0.0) for k in "14"}
-    (first,) = comparison.seed_verdicts(summaries)
+    (first,) = verdicts(summaries)
     assert "В первом эксперименте" in first
     assert comparison.control_verdicts(summaries) == ["Контрольных экспериментов здесь нет."]
 
@@ -58,10 +67,10 @@ def test_controls_are_set_beside_their_experiments():
     construction, first, fourth = comparison.control_verdicts(reproduced() | controls)
     assert "равен нулю по построению, при любых T и lr" in construction
     assert first.startswith("Эксперимент 1: ")
-    assert "задач первой итерации – не определён" in first
+    assert "задач первой итерации — не определён" in first
     assert fourth.startswith("Эксперимент 4: ")
-    assert "задач первой итерации – 85,2°" in fourth
-    assert "при общем зерне – 10,00\u00a0±\u00a00,10, при своих – 3,00\u00a0±\u00a00,10" in fourth
+    assert "задач первой итерации — 85,2°" in fourth
+    assert "при общем seed — 10,00\u00a0±\u00a00,10, при своих — 3,00\u00a0±\u00a00,10" in fourth
     assert "0,00\u00a0±\u00a00,10 и 0,50\u00a0±\u00a00,10 балла (ошибка оценки, одно" in fourth
     apart = {"experiment_4": summary(angle=80.0)}  # not of one seed: nothing is by construction
     own_seeds = comparison.control_verdicts(controls | apart)
@@ -75,30 +84,36 @@ def test_labels_are_short():
     assert [comparison.label(name) for name in names] == labels
 
 
-def test_the_overview_has_the_four_experiments_and_the_controls_that_moved():
-    summaries = reproduced() | {
-        "experiment_1_control": summary(kl=1e-6, difference=0.0),
-        "experiment_4_control": summary(kl=3.0),
-        "my_run": summary(),
+def test_a_row_of_the_table_says_what_differs_and_what_came():
+    params = {
+        "experiment_1": {"lr": 1e-6, "warmup_steps": 100, "shared_run_seed": True},
+        "experiment_4_control": {"lr": 5e-5, "warmup_steps": 0, "shared_run_seed": False},
     }
-    lines = comparison.overview(summaries, {"accuracy": estimate(0.8612, 0.0071)})
-    assert "86,12\u00a0±\u00a00,71" in lines[0]
-    begin = [line.partition(". ")[0] for line in lines[1:]]
-    control = "- Эксперимент 4, контроль (своё зерно у каждого запуска)"
-    assert begin == [*(f"- Эксперимент {k}" for k in "1234"), control]
-    table = comparison.overview_table(summaries)
-    assert list(table["Эксперимент"])[-3:] == ["1, контроль", "4, контроль", "my_run"]
+    summaries = {
+        "experiment_1": summary(kl=1e-6, difference=0.0),
+        "experiment_4_control": summary(),
+    }
+    rows = [{"what": "sft", "arm": "", "reward": {"mean": 0.5}}]
+    rows += [
+        {"what": "warp", "arm": "experiment_1", "reward": {"mean": mean}} for mean in (0.7, 0.9)
+    ]
+    first, fourth = comparison.experiments_table(summaries, params, rows).to_dict("records")
+    assert (first["Опыт"], first["lr"], first["Прогрев"], first["Seed"]) == (
+        "1",
+        "10⁻⁶",
+        "100",
+        "один",
+    )
+    assert (fourth["lr"], fourth["Прогрев"], fourth["Seed"]) == ("5·10⁻⁵", "нет", "свои")
+    gain, other = (row["Прирост по обучениям (их число)"] for row in (first, fourth))
+    assert (gain, other) == ("0,30\u00a0±\u00a00,10 (2)", "—")
 
 
 def test_ours_stand_beside_the_seeds_figures():
-    table = comparison.seed_comparison({"experiment_3": summary(kl=90.0)})
-    assert list(table.iloc[0]) == [
-        "3. Средняя награда SFT-модели",
-        "0,0438411",
-        "0,00\u00a0±\u00a00,10",
-    ]
-    assert list(table.iloc[2, :2]) == ["3. KL(sft‖warp)", "89,02149"]
-    assert len(table) == 4
+    row = dict(comparison.seed_comparison({"experiment_3": summary(kl=90.0)}).iloc[0])
+    assert row["Награда WARP − SFT: исходный отчёт"] == "−7·10⁻⁷"
+    assert row["KL(sft‖warp), нат: исходный отчёт"] == "89,02149"
+    assert row["KL(warp‖sft), нат: у нас"] == "90,00\u00a0±\u00a00,10"
 
 
 def test_what_reproduces_the_report_is_named():

@@ -37,8 +37,10 @@ def test_conclusion_does_not_call_text_whole_that_repeats_itself(poorer):
     text = said(summary(difference=2.0, **poorer))
     assert "стал заметно однообразнее" in text
     assert "lr нужно уменьшить" in text
-    assert "не выродился" not in text
-    assert "не выродился" in said(summary(difference=2.0, repetition=0.09, pairs=0.8))
+    assert "как у SFT-модели" not in text
+    assert "Повторы и разнообразие как у SFT-модели" in said(
+        summary(difference=2.0, repetition=0.09, pairs=0.8)
+    )
 
 
 def test_runs_that_share_a_seed_coincide_by_construction_and_that_is_no_finding():
@@ -52,7 +54,7 @@ def test_curves_of_runs_with_seeds_of_their_own_are_compared():
     apart = SAME | {(1, 2): [0.0, 1.0, 2.5]}
     text = said(summary(), apart, OWN_SEEDS)
     assert "различаются при любом lr (наибольшее расхождение 0,50 балла)" in text
-    assert "совпали полностью, хотя зерно у каждого своё" in said(summary(), SAME, OWN_SEEDS)
+    assert "совпали полностью, хотя seed у каждого свой" in said(summary(), SAME, OWN_SEEDS)
     assert "Кривые запусков" not in said(summary(), {(1, 1): [0.0, 1.0, 2.0]}, OWN_SEEDS)
 
 
@@ -128,8 +130,20 @@ def test_what_a_policy_wrote_is_shown_as_text():
     assert "<img>" not in table
     assert "&lt;script&gt;x&lt;/script&gt; $a$ | [b](c)" in table
     assert "&amp;amp; &lt;img&gt;" in table
-    assert "<td>1,00</td>" in table
-    assert "<td>−1,00</td>" in table
+    assert '<td class="n">1,00</td>' in table
+    assert '<td class="n">−1,00</td>' in table
+
+
+def test_an_answer_that_both_gave_stands_once_and_failures_are_among_the_chosen():
+    def sample(gain, warp="b"):
+        return {"prompt": "p", "sft": "a", "warp": warp, "sft_reward": 0.0, "warp_reward": gain}
+
+    table = experiment.samples_html([sample(0.0, warp="a")])
+    assert table.count("<b>p</b>") == 1
+    assert "тот же ответ" in table
+    gains = [-3.0, 2.0, 0.0, 1.0, -1.0, 0.5]
+    chosen = experiment.chosen_samples([sample(gain) for gain in gains], each=1)
+    assert [s["warp_reward"] for s in chosen] == [2.0, 0.0, -3.0]
 
 
 def test_tables_show_the_quantities_the_text_and_the_parameters():
@@ -140,8 +154,8 @@ def test_tables_show_the_quantities_the_text_and_the_parameters():
     params = WarpConfig(lr=1e-6, shared_run_seed=True, max_kl=2.5, baseline="loo").model_dump()
     shown = dict(experiment.parameters_table(params).itertuples(index=False))
     assert shown["Adam, lr"] == "1e-6"
-    assert shown["Вес KL β"] == "0,1"
-    assert shown["Зерно запусков"] == "одно на всех"
+    assert shown["Коэффициент при KL, β"] == "0,1"
+    assert shown["Seed запусков"] == "один на всех"
     assert shown["Линейный прогрев, шагов"] == "нет"
     assert shown["Остановка запуска при KL к якорю больше, нат"] == "2,5"
     unlimited = experiment.parameters_table(WarpConfig().model_dump())

@@ -1,6 +1,5 @@
 """Figures show what they are given."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,28 +8,24 @@ from invented import FRONT, SAME, front_point, metrics, summary
 from reports.text import figures
 
 
-@pytest.fixture(autouse=True)
-def _closed_afterwards():
-    yield
-    plt.close("all")
-
-
 def drawn(ax):
     ax.figure.canvas.draw()
     return ax
 
 
 def legend(ax):
-    return [text.get_text() for text in ax.get_legend().get_texts()]
+    return ax.get_legend_handles_labels()[1]
 
 
 def test_training_curves_have_a_line_a_run():
-    ax = figures.training_curves(pd.DataFrame(metrics(SAME)), figures.new_axes())
-    figures.runs_legend(ax)
-    assert len(drawn(ax).lines) == 4
-    assert [line.get_label() for line in ax.lines] == [
-        f"$\\theta_{{{m}_{i}}}$" for i in (1, 2) for m in (1, 2)
-    ]
+    curves = pd.DataFrame(metrics(SAME)).assign(reward=1.0, kl_anchor=0.1, grad_norm=2.0)
+    panels = figures.four_curves(curves)
+    assert len(panels) == 4
+    assert all(len(drawn(ax).lines) == 4 for ax in panels)
+    names = [f"итерация {i}, запуск {m}" for i in (1, 2) for m in (1, 2)]
+    assert [line.get_label() for line in panels[0].lines] == names
+    shared, own = (figures.small_curves(curves, "1", seed) for seed in (True, False))
+    assert (len(drawn(shared).lines), len(drawn(own).lines)) == (2, 4)
 
 
 def test_a_front_is_drawn_with_its_runs_and_without():
@@ -42,13 +37,34 @@ def test_a_front_is_drawn_with_its_runs_and_without():
     assert "запуск" not in "".join(legend(without))
 
 
-def test_a_control_has_its_experiments_colour():
-    names = ["experiment_1", "experiment_4", "experiment_4_control"]
-    summaries = {name: summary() for name in names}
-    ax = figures.experiments_plane(summaries, str.upper, figures.new_axes())
-    assert legend(drawn(ax))[1:] == [f"эксперимент {name.upper()}" for name in names]
-    colors = [container.lines[0].get_color() for container in ax.containers]
-    assert colors[0] != colors[1] == colors[2]
+def test_experiments_show_their_trainings_and_where_this_one_is():
+    arms = ["experiment_1", "experiment_4", "experiment_4_control"]
+    rows = [
+        {"arm": arm, "reward": {"mean": 1.0 + k}, "kl": {"mean": 2.0}}
+        for arm in arms
+        for k in range(3)
+    ]
+    here = {"experiment_4": summary(difference=0.7)}
+    gain, kl = map(drawn, figures.by_experiment(rows, here, sft=0.5))
+    points = [y for line in gain.lines for y in line.get_ydata() if line.get_marker() in "so"]
+    assert sorted(points) == sorted(3 * [0.5, 1.5, 2.5])
+    (cross,) = [line for line in gain.lines if line.get_marker() == "x"]
+    assert cross.get_ydata()[0] == 0.7
+    assert "0,70" in cross.get_gid()
+    assert len(legend(kl)) == 2
+
+
+def test_axes_have_decimal_commas_and_the_root_of_a_kl():
+    ax = figures.new_axes()
+    ax.plot([0, 25.0], [0.5, -1.5])
+    figures.root_scale(ax)
+    drawn(ax)
+    labels = [label.get_text() for label in ax.get_xticklabels()]
+    assert labels[0] == "0"
+    assert set(labels) <= {str(x).replace(".", ",") for x in figures.KL_TICKS}
+    assert any("," in label.get_text() for label in ax.get_yticklabels())
+    places = [ax.transData.transform((x, 0))[0] for x in (0, 6.25, 25.0)]
+    assert places[1] - places[0] == pytest.approx(places[2] - places[1])
 
 
 def test_angles_are_drawn_by_layer():
@@ -65,7 +81,9 @@ def test_angles_are_drawn_by_layer():
 def test_the_reward_models_figures_are_drawn():
     training = pd.DataFrame({"step": range(20), "loss": np.linspace(1, 0.5, 20)})
     curve = pd.DataFrame({"step": [5, 10], "accuracy": [0.6, 0.8]})
-    drawn(figures.learning_curve(training, curve, figures.new_axes()))
+    loss, share = map(drawn, figures.learning_curve(training, curve))
+    assert list(share.lines[0].get_ydata()) == [60.0, 80.0]
+    assert len(loss.lines) == 2
     scores = np.linspace(-2, 2, 40)
     ax = drawn(figures.calibration(scores, scores / 2, figures.new_axes()))
     assert len(ax.containers) == 10
@@ -82,11 +100,10 @@ def test_the_growth_figure_has_a_panel_for_each_thing_that_grows():
         {"what": "side_by_side", "value": n, "threads": t, "seconds": [n + 1.0]}
         for n, t in ((1, 1), (1, 2), (2, 1))
     ]
-    axes = figures.new_row(4)
-    figures.growth(measured, axes)
+    axes = figures.growth(measured)
     assert [ax.get_xlabel() for ax in axes] == [
-        "Ответов в батче $B$",
-        "Новых токенов $N$",
+        "Ответов в батче B",
+        "Новых токенов N",
         "Параметров политики, млн",
         "Запусков × потоков",
     ]

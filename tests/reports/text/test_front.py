@@ -11,7 +11,7 @@ from warp_core.evaluate import front_summary
 def test_front_conclusion_says_when_the_runs_are_one_policy():
     same = {"front": FRONT, "front_runs": [front_point("run", m, 12.0) for m in (1, 2)]}
     said = " ".join(front.front_conclusion(same))
-    assert "совпадают по построению: при общем зерне это одна и та же политика" in said
+    assert "совпадают по построению: при общем seed это одна и та же политика" in said
     assert (
         "награда меняется на 1,000\u00a0±\u00a00,020 балла (ошибка оценки, одно обучение)." in said
     )
@@ -28,7 +28,7 @@ def test_front_conclusion_compares_each_run_with_the_front_at_its_kl():
     ]
     *_, first, second, third = front.front_conclusion({"front": FRONT, "front_runs": runs})
     assert first.endswith(
-        "Запуск 1: награда фронта при том же KL минус его награда – 0,30\u00a0±\u00a00,10 балла "
+        "Запуск 1: награда фронта при том же KL минус его награда — 0,30\u00a0±\u00a00,10 балла "
         "(ошибка оценки, одно обучение)."
     )
     assert "за концами фронта" in second

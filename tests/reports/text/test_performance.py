@@ -76,9 +76,9 @@ def test_like_is_compared_with_like_round_by_round(results):
         "два запуска рядом, bf16",
         "один запуск, bf16",
     ]
-    pair = ["10,00 (9,00 – 11,00)", "5,00 (3,00 – 5,50)", "2,00 (2,00 – 3,00)"]
+    pair = ["10,00 (9,00–11,00)", "5,00 (3,00–5,50)", "2,00 (2,00–3,00)"]
     assert list(table.iloc[0, 1:]) == pair  # seconds of one of the two steps
-    assert list(table.iloc[1, 1:])[::2] == ["18,00 (16,00 – 20,00)", "2,00 (1,60 – 2,50)"]
+    assert list(table.iloc[1, 1:])[::2] == ["18,00 (16,00–20,00)", "2,00 (1,60–2,50)"]
 
 
 def test_the_floor_is_operations_over_the_peak_of_the_same_round(results):
@@ -99,13 +99,13 @@ def test_the_floor_is_operations_over_the_peak_of_the_same_round(results):
 def test_the_merge_table_names_the_start_up_and_every_size(results):
     table = performance.merge_table(results)
     assert list(table.iloc[:, 0].unique()) == [
-        "M = 2, запуск программы",
+        "M = 2, старт программы",
         "M = 2, 0,54 ГБ",
         "M = 2, 2,00 ГБ",
         "M = 4, 2,00 ГБ",
     ]
     assert len(table) == 11  # no mergekit of four
-    assert list(table.iloc[0, 1:]) == ["mergekit nuslerp", "8,00 (8,00 – 8,00)", "2500"]
+    assert list(table.iloc[0, 1:]) == ["mergekit nuslerp", "8,00 (8,00–8,00)", "2500"]
 
 
 def test_a_resume_is_shown_step_by_step(results):
@@ -117,21 +117,20 @@ def test_a_resume_is_shown_step_by_step(results):
 def test_the_conclusion_says_what_was_measured_and_which_targets_were_reached(results):
     said = "\n".join(performance.conclusion(results))
     for expected in (
-        "Два запуска рядом, float32: быстрее двух TRL рядом в 2,00 (2,00 – 3,00) раза.",
-        "Один запуск, float32: быстрее одного TRL в 2,00 (1,60 – 2,50) раза; цель – быстрее в 2,0 "
+        "Два запуска рядом, float32: быстрее двух TRL рядом в 2,00 (2,00–3,00) раза.",
+        "Один запуск, float32: быстрее одного TRL в 2,00 (1,60–2,50) раза; цель — быстрее в 2,0 "
         "раза: достигнута.",
-        "Один запуск, bf16: медленнее одного TRL в 2,00 (2,00 – 2,00) раза.",
-        "Один запуск, весь шаг: 6,0 предела; цель – не больше 1,7: не достигнута",
-        "0,54 ГБ: быстрее mergekit в 8,50 (7,00 – 10,00) раза; цель – быстрее в 8,0 раза: "
-        "достигнута",
-        "Слияние M = 2, 2,00 ГБ: быстрее mergekit в 5,52 (5,52 – 5,52) раза.",
+        "Один запуск, bf16: медленнее одного TRL в 2,00 (2,00–2,00) раза.",
+        "Один запуск, весь шаг: 6,0 нижней границы; цель — не больше 1,7: не достигнута",
+        "0,54 ГБ: быстрее mergekit в 8,50 (7,00–10,00) раза; цель — быстрее в 8,0 раза: достигнута",
+        "Слияние M = 2, 2,00 ГБ: быстрее mergekit в 5,52 (5,52–5,52) раза.",
         "Слияние M = 2, 2,00 ГБ, без запуска обеих программ: быстрее в 5,0 раза.",
-        "не больше чем на 2,0·10⁻⁷; цель – меньше 1,0·10⁻⁶: достигнута",
-        "Память слияния M = 4, 2,00 ГБ: 120 МБ; цель – меньше 150 МБ: достигнута",
-        "M = 4, 2,00 ГБ: дольше чтения и записи в 4,00 (4,00 – 4,00) раза",
-        "Обучение TRL, продолженное после шага 2: KL к якорю на шаге 3 – 10,18 нат на ответ, без "
-        "остановки – 1,40; шаги разошлись.",
-        "без остановки – 1,50; все шаги те же бит в бит.",
+        "не больше чем на 2,0·10⁻⁷; цель — меньше 1,0·10⁻⁶: достигнута",
+        "Память слияния M = 4, 2,00 ГБ: 120 МБ; цель — меньше 150 МБ: достигнута",
+        "M = 4, 2,00 ГБ: дольше чтения и записи в 4,00 (4,00–4,00) раза",
+        "Обучение TRL, продолженное после шага 2: KL к якорю на шаге 3 — 10,18 нат на ответ, без "
+        "остановки — 1,40; шаги разошлись.",
+        "без остановки — 1,50; все шаги те же бит в бит.",
     ):
         assert expected in said
 
@@ -148,12 +147,12 @@ def test_without_the_peers_and_without_fast_bf16(results):
     said = "\n".join(performance.conclusion(results))
     assert "TRL" not in said
     assert "mergekit" not in said
-    assert "умножает его не быстрее float32 (0,9 и 100,0 GFLOP/с)" in said
-    assert list(performance.steps_table(results).iloc[0, [1, 3]]) == ["–", "–"]
+    assert "умножает его не быстрее float32 (0,9 и 100,0 Гфлоп/с)" in said
+    assert list(performance.steps_table(results).iloc[0, [1, 3]]) == ["—", "—"]
     assert len(performance.resume_table(results)) == 2
 
 
 def test_the_machine_is_named(results):
     said = performance.machine_text(results)
     assert "Измерено 23.11.2026: Some CPU (avx2), потоков: 2" in said
-    assert "100\u00a0GFLOP/с одним процессом на всех ядрах, по 50 у двух" in said
+    assert "100\u00a0Гфлоп/с одним процессом на всех ядрах, по 50 у двух" in said

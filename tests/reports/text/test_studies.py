@@ -3,13 +3,13 @@
 import shutil
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from invented import summary
 
-from reports.text import claims, comparison, figures, studies, study_figures
+from reports.text import claims, studies, study_figures
+from reports.text.figures import figure_of
 from reports.text.statistics import comparisons
+from reports.text.svg import svg_text
 from warp_core.store.files import write_jsonl
 from warp_core.study import wanted
 
@@ -62,8 +62,7 @@ def project(tmp_path, monkeypatch):
                 write_jsonl(study.path, rows_of(study, above))
         return every
 
-    yield filled
-    plt.close("all")
+    return filled
 
 
 def named(found):
@@ -87,7 +86,7 @@ def test_a_verdict_follows_from_the_interval_and_the_first_sentence_from_it(
     assert four.between["mean"] == pytest.approx(above, abs=0.03)
     assert len(four.by_seed) == four.between["n"] == 8
     first, second, third = claims.headline(found)
-    assert first.startswith(told)
+    assert first.startswith(f"**{told}")
     assert "обучений: 8" in first
     assert second.endswith(".")
     assert "T = 30 против T = 10" in third
@@ -116,16 +115,17 @@ def test_what_has_not_been_computed_is_said_and_counts_among_the_primary(project
         four.p == pytest.approx(min(1, 6 * four.between["p"]), rel=1e-6)
         or four.p >= four.between["p"]
     )
-    assert "не вычислено" in claims.headline(found)[1]
+    assert "обучений: 0 из 5" in claims.headline(found)[1]
     study = next(study for study in every if study.name == "liti")
     assert studies.load_rows(study) == []
     assert "make study NAME=liti" in studies.question(study, [])
     assert len(studies.policies_table([])) == 0
-    assert all(
-        "ещё не вычислено" in line
-        for line in studies.conclusion([v for v in found if v.study == study])
-    )
-    assert study_figures.forest([v for v in found if v.study == study]) is None
+    of_liti = [v for v in found if v.study == study]
+    assert all("пока нельзя сказать" in line for line in studies.lead(of_liti))
+    assert study_figures.forest(of_liti).count("нет данных") == len(of_liti)
+    assert study_figures.figures_of(study, []) == []
+    assert study_figures.pareto({}) is None
+    assert study_figures.agreement({}) is None
 
 
 def test_a_training_counts_when_all_rows_of_a_curve_are_there_and_of_one_reward_model(project):
@@ -166,21 +166,41 @@ def test_the_lemmas_are_checked_on_the_weights_that_were_measured(project):
     assert table.loc["Норма SLERP к средней норме запусков", "Верно"].startswith("0 из")
 
 
-def test_a_training_of_the_report_is_placed_among_those_of_the_study(project):
-    study = next(study for study in project() if study.name == "seed_report")
-    rows = studies.load_rows(study)
-    here = {"experiment_4": summary(difference=100.0), "experiment_1": summary(difference=-100.0)}
-    table = claims.experiments_table(rows, here, comparison.label).set_index("Эксперимент")
-    assert table.loc["4", "Его место"] == "выше 5 из 5"
-    assert table.loc["1", "Его место"] == "выше 0 из 5"
-    assert table.loc["2", "Его место"] == "—"
-
-
 def test_figures_show_each_curve_with_its_trainings(project):
     every = project()
     for study in every:
-        ax = study_figures.plane(study, studies.load_rows(study), figures.new_axes(9, 5))
-        labels = ax.get_legend_handles_labels()[1]
+        rows = studies.load_rows(study)
+        labels = study_figures.plane(study, rows).get_legend_handles_labels()[1]
         assert len(labels) == len(study.curves) + 1, study.name
-        assert all("обучений: " in label for label in labels[:-1])
-    assert study_figures.forest(studies.verdicts(every)) is not None
+        shown = study_figures.figures_of(study, rows)
+        assert bool(shown) == (study.name != "seed_report")
+        assert len({figure.label for figure in shown}) == len(shown)
+        for figure in shown:
+            assert figure.data
+            for panel in figure.panels:
+                assert "<svg" in svg_text(figure_of(panel), figure.caption)
+
+
+def test_the_forest_has_a_row_a_claim_and_a_dot_a_training(project):
+    found = studies.verdicts(project(0.3))
+    whole, short = study_figures.forest(found), study_figures.forest(found, short=True)
+    assert whole.count("<tr>") == len(found) + 1
+    assert short.count("<tr>") == len(studies.MAIN) + 1
+    of_rewards = [v for v in found if v.comparison.measure == "reward"]
+    assert whole.count("<circle") == sum(len(v.by_seed) for v in of_rewards)
+    assert 'href="#study_iterations"' in short
+    assert len(study_figures.forest_data(found)) == sum(len(v.by_seed) for v in found)
+
+
+def test_partial_rows_are_shown_and_said(project):
+    every = project(0.3)
+    for study in every:
+        rows = [row for row in studies.load_rows(study) if row["seed"] in (None, 1)][:7]
+        write_jsonl(study.path, rows)
+        assert "Остальные ещё не вычислены" in studies.question(study, rows)
+        for figure in study_figures.figures_of(study, rows):
+            for panel in figure.panels:
+                svg_text(figure_of(panel), figure.caption)
+    found = studies.verdicts(every)
+    assert all(v.effect.startswith("обучений: ") for v in found if not v.between)
+    assert "ещё не вычислены" in claims.counted(found)

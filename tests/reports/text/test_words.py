@@ -41,3 +41,19 @@ def test_what_a_table_holds_is_shown_as_text():
     table = words.table_html(pd.DataFrame({"<i>": ["<script>x</script>"]}))
     assert "&lt;i&gt;" in table
     assert "&lt;script&gt;x&lt;/script&gt;" in table
+
+
+def test_numbers_stand_at_their_comma_and_text_stays_text():
+    table = pd.DataFrame({"А <i>": ["x", "y"], "Б": ["1,25", "10,5 ± 0,1"], "В": ["<b>", "сл."]})
+    text = words.table_html(table, english=["В"])
+    assert '<th scope="col">А &lt;i&gt;</th><th scope="col" class="n">Б</th>' in text
+    assert '<th scope="row">x</th><td class="n" style="padding-right:' in text
+    assert '<td class="n">10,5 ± 0,1</td>' in text  # the longest needs no room behind it
+    assert '<td lang="en">&lt;b&gt;</td>' in text
+
+
+def test_equations_do_not_break_over_lines():
+    assert words.unbroken("при T = 30 — 5 баллов") == "при T\u00a0=\u00a030\u00a0— 5\u00a0баллов"
+    assert words.lowered("При равной KL") == "при равной KL"
+    assert words.lowered("KL выпукла") == "KL выпукла"
+    assert [words.power_text(lr) for lr in (1e-4, 5e-5)] == ["10⁻⁴", "5·10⁻⁵"]
