@@ -30,7 +30,7 @@ from warp_core.world.prompts import as_text
 from warp_core.world.scorer import scorers
 from warp_core.world.texts import text_statistics
 
-RESULTS = ("summary.json", "metrics.jsonl", "samples.jsonl")
+RESULTS, FRONT = ("summary.json", "metrics.jsonl", "samples.jsonl"), "front.jsonl"
 Summary = dict[str, Any]
 
 
@@ -290,26 +290,38 @@ def run_front(
     run_dir = Path(run_dir or config.folder)
     if not (run_dir / "summary.json").is_file():
         raise ConfigError(f"run_dir: {str(run_dir)!r} has no finished experiment; run it first")
-    e, store, path = Experiment(config), Store(run_dir.parent / "store"), run_dir / "front.jsonl"
-    swept = e.front(etas)
+    e, store, path = Experiment(config), Store(run_dir.parent / "store"), run_dir / FRONT
     with open_run(config, run_dir, e.identity):
-        of_sft = e.evaluation(e.theta_sft, "SFT")
-        wanted = [of_sft, *(evaluation for _, evaluation in swept)]
+        points = sealed_jsonl(path) if path.is_file() else []
+        missing = missing_of_front(e, run_dir, etas)
+        wanted = [evaluation for _, evaluation in missing]
         wanted += [e.judged(each) for each in wanted] if config.judge else []
-        e.engine().make(store, wanted, e.kept())
-        e.show(store, run_dir)
-        before = sealed_jsonl(path) if path.is_file() else []
-        points = [row for row in before if not any(p.items() <= row.items() for p, _ in swept)]
-        for point, evaluation in swept:
+        if wanted:
+            e.engine().make(store, wanted, e.kept())
+            e.show(store, run_dir)
+        for point, evaluation in missing:
             answers = Completions.load(store.path(evaluation))
             points.append(point | {"rewards": answers.rewards, "kls": answers.kls})
             points[-1] |= {"judge": e.scores_of_judge(store, evaluation)} if config.judge else {}
         seal_jsonl(path, points)
-        front = front_summary(points, Completions.load(store.path(of_sft)).rewards)
-        summary = sealed_json(run_dir / "summary.json") | front
+        of_sft = [row["sft_reward"] for row in sealed_jsonl(run_dir / "samples.jsonl")]
+        summary = sealed_json(run_dir / "summary.json") | front_summary(points, of_sft)
         write_cards(run_dir, config.model_dump(), summary)
         seal_json(run_dir / "summary.json", summary)
         return summary
+
+
+def missing_of_front(
+    e: Experiment, run_dir: Path, etas: Sequence[float]
+) -> list[tuple[dict[str, float], Task]]:
+    """Points of the front that a run folder does not have."""
+    path = run_dir / FRONT
+    there = sealed_jsonl(path) if path.is_file() else []
+    return [
+        (point, evaluation)
+        for point, evaluation in e.front(etas)
+        if not any(point.items() <= row.items() for row in there)
+    ]
 
 
 def stored_inputs(config: WarpConfig) -> StoredInputs:

@@ -12,8 +12,8 @@ from warp_core.engine.precision import check_precision
 from warp_core.engine.progress import Progress
 from warp_core.store.errors import MessageOnly
 from warp_core.store.results import Store, Task
-from warp_core.store.run_folder import check_run
-from warp_core.warp import Experiment
+from warp_core.store.run_folder import check_run, finished
+from warp_core.warp import RESULTS, Experiment, missing_of_front
 
 
 def compute(
@@ -32,9 +32,10 @@ def compute(
         if asked.run_dir not in experiments:
             experiments[asked.run_dir] = _experiment(project, section, asked.run_dir)
         experiment = experiments[asked.run_dir]
+        folder = section.root / experiment.config.folder
         if isinstance(asked, FrontConfig):
-            wanted += [task for _, task in experiment.front(asked.etas)]
-        else:
+            wanted += [task for _, task in missing_of_front(experiment, folder, asked.etas)]
+        elif not finished(folder, RESULTS):
             wanted += experiment.wanted()
         keep += experiment.kept()
     each = max(experiment.run_bytes for experiment in experiments.values())
