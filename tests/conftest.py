@@ -8,6 +8,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from collections.abc import Callable
 from pathlib import Path
+
+# Notebooks of projects that tests make elsewhere show things by the reports' code.
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+
 from typing import Any
 
 import pytest
