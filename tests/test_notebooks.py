@@ -1,12 +1,16 @@
 """Every notebook through papermill at tiny sizes; its numbers are those that the run stored."""
 
 import html
+import json
 import shutil
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
+from peft import PeftModel
+from tiny import WORDS
+from transformers import AutoModelForCausalLM
 
 from reports.text import studies
 from reports.text.experiment import QUANTITIES
@@ -156,3 +160,43 @@ def test_study_notebook_shows_the_rows_of_the_repository(tmp_path):
     for comparison in comparisons(study):
         assert any(html.escape(comparison.claim) in table for table in tables)
     assert len(figures(notebook)) > 2
+
+
+def test_ones_own_chat_model_prompts_and_reward_go_to_the_front_and_peft_loads_the_adapter(
+    policy_folders, tmp_path
+):
+    """A template, two stop tokens, conversations, k = 4, a Python reward, a judge, LoRA."""
+    policy = shutil.copytree(policy_folders("llama"), tmp_path / "policy")
+    (policy / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ ' ' + m.content }}{% endfor %}{% if add_generation_prompt %}"
+        "{{ ' so' }}{% endif %}"
+    )
+    generation = read_json(policy / "generation_config.json")
+    (policy / "generation_config.json").write_text(
+        json.dumps(generation | {"eos_token_id": [0, 5]})
+    )
+    chats = [[{"role": "user", "content": f"{a} {b}"}] for a in WORDS[:6] for b in WORDS[10:16]]
+    rows = "".join(json.dumps({"messages": chat}) + "\n" for chat in chats)
+    (tmp_path / "chats.jsonl").write_text(rows)
+    (tmp_path / "own.py").write_text(
+        "def good(chats):\n    return [chat[-1]['content'].count('good') for chat in chats]\n"
+        "def length(chats):\n    return [len(chat[-1]['content']) for chat in chats]\n"
+    )
+    parameters = {
+        "policy": str(policy), "prompts": str(tmp_path / "chats.jsonl"), "eval_prompts": 5,
+        "reward_model": f"python:{tmp_path / 'own.py'}:good", "max_new_tokens": 5, "steps": 2,
+        "judge": f"python:{tmp_path / 'own.py'}:length", "batch_size": 8, "lora_rank": 2,
+        "lr": 3e-2, "iterations": 2, "run_dir": str(tmp_path / "runs" / "own"),
+    }  # fmt: skip
+    notebook = run_notebook("own_model.ipynb", tmp_path / "out.ipynb", parameters)
+    run = tmp_path / "runs" / "own"
+    summary = read_json(run / "summary.json")
+    assert [point["eta"] for point in summary["front"]] == [0.0, 0.5, 1.0]
+    assert summary["front"][2]["kl"]["mean"] > 0
+    assert all("judge" in point for point in summary["front"])
+    assert any(estimate_text(summary["warp_reward"]) in t for t in outputs(notebook, "text/html"))
+    assert {"curves", "front"} == {*figures(notebook)}
+    body = AutoModelForCausalLM.from_pretrained(run / "weights" / "sft")
+    assert body.generation_config.eos_token_id == [0, 5]
+    adapter = PeftModel.from_pretrained(body, run / "weights" / "warp")
+    assert adapter.peft_config["default"].r == 2 * 2 * 2

@@ -72,7 +72,7 @@ class Parameters(BaseModel):
 
     @classmethod
     def of_notebook(cls, namespace: Mapping[str, Any]) -> Self:
-        """From a notebook's globals: our keys, and all that papermill was asked to set besides.
+        """From a notebook's globals: our keys that are there, and all that papermill was asked to set.
 
         papermill lets an unknown name pass; it writes what it sets into a cell of its own, which
         begins `# Parameters`, and `In` has the sources of the cells run so far.
@@ -80,7 +80,7 @@ class Parameters(BaseModel):
         injected = [cell for cell in namespace["In"] if cell.startswith("# Parameters\n")]
         nodes = ast.walk(ast.parse("".join(injected[-1:])))
         names = [n for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-        keys = [*cls.model_fields, *(name.id for name in names)]
+        keys = [*(cls.model_fields.keys() & namespace.keys()), *(name.id for name in names)]
         return cls(**{key: namespace[key] for key in keys})
 
 
