@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-MODEL = {
+MODEL: dict[str, Any] = {
     "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
     "num_key_value_heads": 4, "vocab_size": 32000, "max_position_embeddings": 1024,
 }  # fmt: skip
@@ -74,8 +74,8 @@ def world(folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     policy = LlamaForCausalLM(LlamaConfig(**MODEL, eos_token_id=0, bos_token_id=0))
     small = DistilBertConfig(
-        vocab_size=MODEL["vocab_size"], dim=64, hidden_dim=64, n_layers=1, n_heads=2, num_labels=1,
-        max_position_embeddings=1024, pad_token_id=1,
+        vocab_size=MODEL["vocab_size"], dim=64, hidden_dim=64, n_layers=1, n_heads=2,
+        id2label={0: "reward"}, max_position_embeddings=1024, pad_token_id=1,
     )  # fmt: skip
     for name, model in (("policy", policy), ("reward", DistilBertForSequenceClassification(small))):
         model.save_pretrained(folder / name)

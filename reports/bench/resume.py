@@ -33,7 +33,7 @@ def ours(config: BenchConfig, folder: Path, prompts: Path) -> dict[str, list[flo
     from warp_core.world.reward import load_reward
 
     training = WarpConfig(**run_settings(config, folder) | CHANGES)
-    reward = load_reward(training.reward_model, training.positive_label)
+    reward = load_reward(str(training.reward_model), training.positive_label)
     texts = json.loads(prompts.read_text(encoding="utf-8"))
 
     def started() -> Run:

@@ -110,7 +110,7 @@ def serve(settings: Mapping[str, Any]) -> None:
     policy, tokenizer = load_policy(config.policy)
     parts = Parts()
     reward = parts.wrap(
-        load_reward(config.reward_model, config.positive_label), lambda *_: "reward"
+        load_reward(str(config.reward_model), config.positive_label), lambda *_: "reward"
     )
     watch(parts, policy)
     anchor = copy.deepcopy(policy)

@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from warp_core.world.models import OutputLayer
 
 
 @contextmanager
-def taped(model: PreTrainedModel, max_new_tokens: int) -> Iterator[None]:
+def taped(model: nn.Module, max_new_tokens: int) -> Iterator[None]:
     """Within it, the model's passes with a cache are recorded, and one with a graph replays them.
 
         with taped(policy, N):
@@ -49,7 +48,7 @@ def taped(model: PreTrainedModel, max_new_tokens: int) -> Iterator[None]:
 
 
 class _Tape:
-    def __init__(self, model: PreTrainedModel, max_new_tokens: int) -> None:
+    def __init__(self, model: nn.Module, max_new_tokens: int) -> None:
         self.layers = [m for m in model.modules() if type(m) in (nn.Linear, OutputLayer, Conv1D)]
         self.max_new_tokens = max_new_tokens
         self.recording = False
