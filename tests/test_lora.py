@@ -1,10 +1,12 @@
 """LoRA: adapters through the whole algorithm, against the same computation on dense weights."""
 
+import gc
 import json
 import shutil
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +232,21 @@ def test_less_memory_gives_the_same_gradient(make_run, changes):
     for one, other in zip(whole.policy.parameters(), parts.policy.parameters(), strict=True):
         assert one.grad.abs().max() > 1e-3
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_a_body_goes_with_its_last_view(policy_folders):
+    gc.collect()
+    gc.disable()  # a circle would wait for it
+    try:
+        body = Body(load_policy(str(policy_folders("llama")))[0])
+        body.add("one", 2, 2.0, ["model.layers.0.mlp.up_proj"], seed=0)
+        views, there = [Adapted(body, ("one",)), Adapted(body, ())], weakref.ref(body.model)
+        del body
+        assert there() is not None
+        views.clear()
+        assert there() is None
+    finally:
+        gc.enable()
 
 
 # Folders of peft's own

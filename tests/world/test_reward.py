@@ -75,7 +75,7 @@ def test_a_reward_does_not_depend_on_the_texts_beside_it(tiny_reward_folder):
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", sorted(tiny.ARCHITECTURES.keys() - {"lfm2"}))
 @pytest.mark.parametrize("pad", [True, False])
 def test_a_reward_model_on_a_causal_lm_scores_the_last_word_of_each_text(
     architecture, pad, tmp_path

@@ -88,12 +88,13 @@ class Adapted(nn.Module):
         self.names = names
         self._trained = body.factors(names[-1]) if names else {}
         self.config, self.generation_config = body.model.config, body.model.generation_config
-        model = body.model
+        model, trained = body.model, self._trained
 
+        # It holds no `self`: in a circle the body would outlive its last view.
         @wraps(model.forward)  # its signature is asked for
         def forward(*args: Any, **options: Any) -> Any:
             body.use(names)
-            for parameter in self._trained.values():
+            for parameter in trained.values():
                 parameter.requires_grad_(True)
             return model(*args, **options)
 
