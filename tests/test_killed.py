@@ -52,13 +52,13 @@ RESULTS = [
     ("shutil.rmtree", r"unfinished/run-"),
 ]
 MERGE = [
-    ("warp_core.merge.combine_piece", 40),
+    ("warp_core.engine.pieces.combine_piece", 40),
     ("warp_core.store.tensors._write", 50),
     ("pathlib.Path.rename", r"\.weights-"),
 ]
 EVALUATION = [
-    ("warp_core.warp.complete", 2),
-    ("warp_core.warp.policy_kl", 1),
+    ("warp_core.folders.complete", 2),
+    ("warp_core.folders.policy_kl", 1),
     ("warp_core.evaluate.save_file", 2),
     ("pathlib.Path.rename", r"\.evaluation-"),
 ]
@@ -71,7 +71,7 @@ RUN_FOLDER = [
     ("pathlib.Path.rename", r"weights/iteration_1/\.run_2-"),
 ]
 FRONT = [
-    ("warp_core.warp.complete", 3),
+    ("warp_core.folders.complete", 3),
     ("pathlib.Path.rename", r"merged-\w+/weights'"),  # its weights are dropped
     ("shutil.rmtree", r"\.merged-[\w-]+',\), \{\}"),
     ("warp_core.warp.front_summary", 1),
@@ -81,7 +81,7 @@ DROPPING = [
     ("warp_core.store.results.Store.drop", r"kind='run'"),
     ("pathlib.Path.rename", r"run-\w+/weights'"),
     ("shutil.rmtree", r"\.run-[\w-]+',\), \{\}"),
-    ("warp_core.warp.policy_kl", 1),
+    ("warp_core.folders.policy_kl", 1),
 ]
 
 
