@@ -78,7 +78,7 @@ def test_two_iterations_are_those_of_dense_weights(finished):
         after = weights / "warp" if i == 2 else of / "liti"
         close(dense(body, after), liti(before, merged, config.eta))
         expected = task_angles(before, runs)
-        (angles,) = [a for a in read_json(config.folder / "summary.json")["angles"][i - 1 : i]]
+        angles = read_json(config.folder / "summary.json")["angles"][i - 1]
         moved = {group: a for group, a in expected.items() if not a.isnan().any()}
         for group, pairs in moved.items():
             found = np.radians(np.array(angles[group], dtype=float))

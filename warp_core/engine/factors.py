@@ -98,7 +98,7 @@ class Factors:
         """What `merge` noted, as a peft folder, with the tokenizer of θ^1."""
         like = self.thetas[0]
         for path in other_files(like.folder):
-            if path.name not in (CONFIG, "README.md"):
+            if path.name != CONFIG:
                 shutil.copy(path, folder)
         write_adapter(folder, self._merged, like.config, self.alpha)
 
