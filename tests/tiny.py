@@ -86,8 +86,9 @@ def sentencepiece_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizer
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 2)]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END,
-                                   bos_token="<s>", unk_token=UNK)  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=END, bos_token="<s>", unk_token=UNK
+    )
 
 
 def _word_level(vocabulary: Sequence[str]) -> models.WordLevel:

@@ -361,8 +361,14 @@ def _merge(study: Study, rows: Sequence[Row]) -> list[Shown]:
         elif chosen:
             n = len({row["seed"] for row in chosen})
             for row in chosen:
-                (drawn,) = ax.plot(value(row, "kl"), value(row, "reward"), "^", color=GREEN, alpha=0.45,
-                                   markersize=5)  # fmt: skip
+                (drawn,) = ax.plot(
+                    value(row, "kl"),
+                    value(row, "reward"),
+                    "^",
+                    color=GREEN,
+                    alpha=0.45,
+                    markersize=5,
+                )
                 tells(
                     drawn,
                     f"запуск {row['m']}, seed {row['seed']}: {number(value(row, 'reward'), 0.1)}",

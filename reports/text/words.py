@@ -90,8 +90,10 @@ def table_html(table: pd.DataFrame, english: Sequence[str] = ()) -> str:
     columns = [list(table.iloc[:, k].map(str)) for k in range(table.shape[1])]
     numeric = [k > 0 and _are_numbers(cells) for k, cells in enumerate(columns)]
     after = [max(map(_after_comma, cells), default=0.0) for cells in columns]
-    names = [f'<th scope="col"{_class(n)}>{html.escape(str(name))}</th>'
-             for name, n in zip(table.columns, numeric, strict=True)]  # fmt: skip
+    names = [
+        f'<th scope="col"{_class(n)}>{html.escape(str(name))}</th>'
+        for name, n in zip(table.columns, numeric, strict=True)
+    ]
     rows = []
     for row in zip(*columns, strict=True):
         cells = []

@@ -150,8 +150,12 @@ def test_whole_texts_become_a_users_message_where_there_is_a_template(
         inputs(
             policy_folders("llama"), conversations(tmp_path, many(), "c.jsonl"), tiny_reward_folder
         )
-    joined = inputs(policy_folders("llama"), conversations(tmp_path, many(), "c.jsonl"), tiny_reward_folder,
-                    chat_template="none").prompts  # fmt: skip
+    joined = inputs(
+        policy_folders("llama"),
+        conversations(tmp_path, many(), "c.jsonl"),
+        tiny_reward_folder,
+        chat_template="none",
+    ).prompts
     assert joined.train[0].startswith("a film\n\n")
 
 

@@ -280,5 +280,7 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
 
 def _no_room(path: Path, size: int | None, free: int) -> str:
     needed = f"{size} bytes ({size / GB:.2f} GB) are needed" if size else "more room is needed"
-    return (f"{path}: {needed}, {free} bytes are free on its disk; make room, and the same command "
-            "goes on from what is there")  # fmt: skip
+    return (
+        f"{path}: {needed}, {free} bytes are free on its disk; make room, and the same command "
+        "goes on from what is there"
+    )
