@@ -20,7 +20,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from warp_core.config import WarpConfig
 from warp_core.rollout import Rollout
+from warp_core.world.inputs import Inputs
 
 END, PAD, UNK = "<|endoftext|>", "<pad>", "<unk>"
 WORDS = [
@@ -183,3 +185,8 @@ def exact_logprobs(
         .log_softmax(dim=-1)[range(len(y)), y].sum()
         for y in completions
     ])  # fmt: skip
+
+
+def inputs(**params: Any) -> Inputs:
+    """Those of an experiment with these parameters."""
+    return Inputs(*WarpConfig(**params).inputs)

@@ -18,7 +18,7 @@ from warp_core.store.parameters import (
     Text,
     load_params,
 )
-from warp_core.world.scorer import Judge, Rewards
+from warp_core.world.setting import World
 
 __all__ = ["ConfigError", "FrontConfig", "Training", "WarpConfig", "load_params"]
 
@@ -84,32 +84,13 @@ class Training(Parameters):
         return value
 
 
-class WarpConfig(RunParameters, Training):
+class WarpConfig(RunParameters, World, Training):
     """An experiment: Algorithm 1's inputs, the world it runs in and where its results go."""
 
     name: Name = "experiment"
     """Name of the run folder."""
     title: Text = "Experiment"
     """Heading in the report."""
-    policy: Text = "asset:smollm2-135m-instruct"
-    """θ_sft: `asset:NAME`, a GGUF file, a local folder or a hub id."""
-    reward_model: Rewards = "runs/reward_model/model"
-    """r: a local folder or a hub id of a sequence classifier with one or two labels; or your own code,
-    `python:FILE:FUNCTION`; or a list of `Scorer`s, whose weighted sum it is."""
-    positive_label: str = ""
-    """Which label of a two-label reward model is the good one; empty for a one-label model."""
-    prompts: Text = "asset:movie-reviews"
-    """X: `asset:NAME`, a text file (one text a line), a local data set or a hub id."""
-    prompts_column: str = ""
-    """Column of a data set; empty: the first that is called text, prompt, messages or the like."""
-    prompts_split: Text = "train"
-    """Split of a data set."""
-    prompt_words: Annotated[Integer, Field(ge=0, le=10_000)] = 4
-    """A prompt is this many first words of a text; 0: the text or conversation as it is."""
-    max_prompt_tokens: Annotated[Integer, Field(ge=0, le=1_000_000)] = 0
-    """Longer prompts are left out; 0: none is."""
-    chat_template: Literal["auto", "none"] = "auto"
-    """auto: conversations, and whole texts as a user's message, are rendered by the policy's template."""
 
     iterations: Annotated[Integer, Field(ge=1, le=1000)] = 2
     """I: WARP iterations."""
@@ -123,15 +104,11 @@ class WarpConfig(RunParameters, Training):
     """Random seed of training: what is sampled, and the order of the prompts."""
     shared_run_seed: bool = False
     """True: every run of every iteration draws the same random numbers."""
-    eval_prompts: Annotated[Integer, Field(ge=2, le=1_000_000)] = 128
-    """Held-out prompts of the evaluation, one completion each."""
     eval_seed: Seed = 0
     """Random seed of the evaluation; policies that are compared, of any training, have one."""
     eval_every: Annotated[Integer, Field(ge=0, le=1_000_000)] = 0
     """Steps from one evaluation of a run on its way to the next; 0: none. Each takes as long as that of
     the result, and a copy of the weights until it is done."""
-    judge: Judge = ""
-    """What judges completions beside the reward, and is never trained on: `vader`, or as a reward."""
 
     workers: Annotated[Integer, Field(ge=0, le=64)] = 0
     """Runs side by side, each with its share of the cores; 0: as many as differ and have a core."""
@@ -147,12 +124,11 @@ class WarpConfig(RunParameters, Training):
         """What a run reads of this; nothing else can decide its bits."""
         return Training(**{key: getattr(self, key) for key in Training.model_fields})
 
-    @field_validator("positive_label")
-    @classmethod
-    def _of_one_reward(cls, value: str, info: ValidationInfo) -> str:
-        if value and not isinstance(info.data.get("reward_model", ""), str):
-            raise ValueError("'', for each of several rewards has its own")
-        return value
+    @property
+    def inputs(self) -> tuple[World, int, str | list[str] | None]:
+        """What `warp_core.world.inputs.Inputs` is given."""
+        world = World(**{key: getattr(self, key) for key in World.model_fields})
+        return world, self.max_new_tokens, self.lora_targets if self.lora_rank else None
 
 
 Etas = Annotated[list[Eta], Field(min_length=1)]

@@ -19,7 +19,7 @@ from warp_core.store.files import sealed_json
 from warp_core.store.results import Store, Task
 from warp_core.store.run_folder import NOT_COMPARED
 from warp_core.warp import Experiment, stored_inputs
-from warp_core.world.inputs import INPUTS, StoredInputs
+from warp_core.world.inputs import StoredInputs
 from warp_core.world.studies import Point, Points, Study
 from warp_core.world.texts import text_statistics
 
@@ -75,7 +75,7 @@ def tables_of(studies: Iterable[Study]) -> list[Table]:
             if which not in experiments:
                 config = config_of(study, *which)
                 check_precision(config.precision)
-                key = json.dumps([getattr(config, key) for key in INPUTS])
+                key = repr(config.inputs)
                 given[key] = given.get(key) or stored_inputs(config)
                 experiments[which] = Experiment(config, given[key])
             entries.append(_entry(study, seed, point, experiments[which]))

@@ -25,9 +25,8 @@ from warp_core.store.files import seal_json, seal_jsonl, sealed_json, sealed_jso
 from warp_core.store.results import Store, Task
 from warp_core.store.run_folder import computed_once, open_run
 from warp_core.world.card import write_cards
-from warp_core.world.inputs import INPUTS, Inputs, StoredInputs, read_prompts
+from warp_core.world.inputs import Inputs, StoredInputs, read_prompts
 from warp_core.world.prompts import as_text
-from warp_core.world.scorer import scorers
 from warp_core.world.texts import text_statistics
 
 RESULTS, FRONT = ("summary.json", "metrics.jsonl", "samples.jsonl"), "front.jsonl"
@@ -326,10 +325,7 @@ def missing_of_front(
 
 def stored_inputs(config: WarpConfig) -> StoredInputs:
     """θ_sft, r and X, loaded, checked and named; experiments that have them in common share it."""
-    c = config
-    read = Inputs(**{key: getattr(c, key) for key in INPUTS})
-    of_rewards = scorers(c.reward_model, c.positive_label)
-    return StoredInputs(read, c.policy, of_rewards, scorers(c.judge))
+    return StoredInputs(Inputs(*config.inputs))
 
 
 def run_seed(config: WarpConfig, iteration: int, run: int) -> int:

@@ -9,7 +9,6 @@ import torch
 from transformers import MambaConfig, MambaForCausalLM
 
 from warp_core.store.errors import ConfigError
-from warp_core.world.inputs import Inputs
 from warp_core.world.models import cache_error, encode_prompts, load_policy, prompt_ids
 from warp_core.world.prompts import as_text, load_prompts, with_completion
 from warp_core.world.reward import load_reward
@@ -44,7 +43,8 @@ def many(count=20):
 
 def inputs(policy, prompts, reward, **changes):
     asked = {"prompt_words": 0, "eval_prompts": 3, "max_new_tokens": 4}
-    return Inputs(str(policy), str(reward), "", prompts, **asked | changes)
+    given = {"policy": str(policy), "reward_model": str(reward), "prompts": prompts}
+    return tiny.inputs(**given | asked | changes)
 
 
 def test_a_conversation_is_rendered_up_to_where_the_answer_begins(chat_policy):

@@ -8,7 +8,6 @@ import pytest
 import tiny
 
 from warp_core.store.errors import ConfigError
-from warp_core.world.inputs import Inputs
 from warp_core.world.models import fingerprint, load_policy
 from warp_core.world.prompts import load_prompts
 from warp_core.world.reward import load_reward
@@ -30,12 +29,12 @@ def given(policy_folders, tiny_reward_folder, prompts_file):
 
 def refused(given, **changes):
     with pytest.raises(ConfigError) as caught:
-        Inputs(**given | changes)
+        tiny.inputs(**given | changes)
     return str(caught.value).splitlines()
 
 
 def test_inputs_are_what_each_loader_gives(given):
-    inputs = Inputs(**given)
+    inputs = tiny.inputs(**given)
     assert inputs.prompts == load_prompts(given["prompts"], 3, 8)
     assert fingerprint(inputs.sft) == fingerprint(load_policy(given["policy"])[0])
     texts = ["good film", "dull plot"]
@@ -45,21 +44,23 @@ def test_inputs_are_what_each_loader_gives(given):
 
 def test_the_positive_label_is_that_of_the_reward(given, two_label_folder):
     good, bad = (
-        Inputs(**given | {"reward_model": str(two_label_folder), "positive_label": label})
+        tiny.inputs(**given | {"reward_model": str(two_label_folder), "positive_label": label})
         for label in ("GOOD", "BAD")
     )
     assert good.rewards[0](["good film"]).item() == -bad.rewards[0](["good film"]).item()
 
 
 def test_the_longest_prompt_is_counted_in_tokens_of_the_policy(given, policy_folders):
-    inputs = Inputs(**given | {"policy": str(policy_folders("qwen2"))})  # bytes and their pairs
+    inputs = tiny.inputs(
+        **given | {"policy": str(policy_folders("qwen2"))}
+    )  # bytes and their pairs
     prompts = [*inputs.prompts.train, *inputs.prompts.evaluation]
     lengths = [len(ids) for ids in inputs.tokenizer(prompts)["input_ids"]]
     assert inputs.prompt_tokens == max(lengths) > 3
 
 
 def test_the_identity_holds_the_weights_and_what_both_models_see_of_the_prompts(given):
-    inputs = Inputs(**given)
+    inputs = tiny.inputs(**given)
     prompts = [*inputs.prompts.train, *inputs.prompts.evaluation]
     seen = [
         [inputs.prompts.train, inputs.prompts.evaluation],
@@ -78,11 +79,11 @@ def test_the_identity_is_of_the_content_not_of_the_place(given, tmp_path):
         key: str(shutil.copytree(given[key], tmp_path / key)) for key in ("policy", "reward_model")
     }
     moved["prompts"] = str(shutil.copy(given["prompts"], tmp_path / "other.txt"))
-    there = Inputs(**given).identity
-    assert Inputs(**given | moved).identity == there
+    there = tiny.inputs(**given).identity
+    assert tiny.inputs(**given | moved).identity == there
 
     def differing(**changes):
-        found = Inputs(**given | moved | changes).identity
+        found = tiny.inputs(**given | moved | changes).identity
         return {key for key in found if found[key] != there[key]}
 
     assert differing(eval_prompts=9) == differing(prompt_words=2) == {"prompts_sha256"}
@@ -107,7 +108,7 @@ def test_an_asset_that_cannot_be_had_is_one_of_the_mistakes(given):
 
 def test_a_completion_that_does_not_fit_behind_the_longest_prompt_is_refused(given):
     """Both read 64 tokens."""
-    assert Inputs(**given | {"max_new_tokens": tiny.CONTEXT - 3}).prompt_tokens == 3
+    assert tiny.inputs(**given | {"max_new_tokens": tiny.CONTEXT - 3}).prompt_tokens == 3
     of_reward, of_policy = refused(given, max_new_tokens=tiny.CONTEXT - 2)
     for line, whose in ((of_reward, "reward model"), (of_policy, "policy")):
         assert line.startswith("max_new_tokens: 62 given; the longest prompt has 3 tokens ('")

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from warp_core.store.errors import ConfigError, RewardError
 from warp_core.world import own_reward
-from warp_core.world.inputs import Inputs
 from warp_core.world.own_reward import OwnReward
 from warp_core.world.reward import load_reward, stored_rewards
 from warp_core.world.scorer import Scorer, plain, scorers
@@ -101,7 +101,7 @@ def test_a_function_that_cannot_be_used_is_refused_before_anything(
     (tmp_path / "raises.py").write_text("raise RuntimeError('no')\n")
     (tmp_path / "exits.py").write_text("import sys; sys.exit(1)\n")
     with pytest.raises(ConfigError, match=f"^{key}: {spec!r} given; {FAULTS[spec]}"):
-        Inputs(**given | {key: spec})
+        tiny.inputs(**given | {key: spec})
 
 
 def test_a_judge_that_is_a_reward_is_refused(given, two_label_folder, tmp_path):
@@ -111,8 +111,8 @@ def test_a_judge_that_is_a_reward_is_refused(given, two_label_folder, tmp_path):
     rewards = [Scorer(model=given["reward_model"]), Scorer(model=own), two]
     for each in (given["reward_model"], own, two.model_copy(update={"positive_label": "BAD"})):
         with pytest.raises(ConfigError, match="judge: the reward itself given; it must be another"):
-            Inputs(**given | {"reward_model": rewards, "judge": each})
-    found = Inputs(**given | {"reward_model": rewards[:2], "judge": two})
+            tiny.inputs(**given | {"reward_model": rewards, "judge": each})
+    found = tiny.inputs(**given | {"reward_model": rewards[:2], "judge": two})
     assert [each.positive for each in found.judges] == [1]
 
 
@@ -135,11 +135,11 @@ def test_rewards_are_added_by_their_weights(tiny_reward_folder, two_label_folder
 
 def test_what_decides_a_reward_is_told_apart(given):
     def digest(*rewards):
-        return Inputs(**given | {"reward_model": list(rewards)}).identity["reward_sha256"]
+        return tiny.inputs(**given | {"reward_model": list(rewards)}).identity["reward_sha256"]
 
     one = Scorer(model=given["reward_model"])
     twice = one.model_copy(update={"weight": 2.0})
-    assert digest(one) == Inputs(**given).identity["reward_sha256"]
+    assert digest(one) == tiny.inputs(**given).identity["reward_sha256"]
     assert len({digest(one), digest(one, one), digest(one, twice), digest(twice, one)}) == 4
 
 

@@ -18,79 +18,69 @@ from warp_core.store.files import sealed_json, write_bytes, write_json, write_te
 from warp_core.store.results import WEIGHTS, Task
 from warp_core.world import models
 from warp_core.world.assets import AssetError
-from warp_core.world.lora import ALL, adapted_sizes
+from warp_core.world.lora import adapted_sizes
 from warp_core.world.own_reward import OwnReward, place_of
 from warp_core.world.prompts import Prompt, as_text, load_prompts
 from warp_core.world.reward import NAME, SOURCE, RewardModel, load_judge, load_scorer
-from warp_core.world.scorer import Scorer, plain, scorers
+from warp_core.world.scorer import Scorer, plain
+from warp_core.world.setting import World
 from warp_core.world.vader import Vader
 
 TEXTS = "prompts.json"
 WRONG = 0.01  # nats; rounding is 1e-5
-# Parameters of an experiment that `Inputs` takes.
-INPUTS = ("policy", "reward_model", "positive_label", "prompts", "prompt_words", "prompts_column")
-INPUTS += ("prompts_split", "max_prompt_tokens", "chat_template", "eval_prompts", "max_new_tokens")
-INPUTS += ("judge", "lora_rank", "lora_targets")
 
 
 class Inputs:
     """What an experiment loads before it begins.
 
     Attributes:
+        world: where it is from.
         sft and tokenizer, rewards, judges, prompts: θ_sft, what r is the sum of, the judge if there is
             one, X (for RL and for the evaluation).
         prompt_tokens: length of the longest prompt, tokens of the policy.
         adapted: sizes of the matrices that have adapters, (out, in) by name; none where all is trained.
         identity: policy_sha256, reward_sha256, prompts_sha256: what they are, wherever they lie.
 
+    Args:
+        max_new_tokens: which must fit behind each prompt.
+        lora_targets: layers that get adapters; None: none do.
+
     Raises ConfigError where they cannot be used or do not fit; one line for each mistake.
     """
 
     def __init__(
-        self,
-        policy: str,
-        reward_model: str | Sequence[Scorer],
-        positive_label: str,
-        prompts: str,
-        prompt_words: int,
-        eval_prompts: int,
-        max_new_tokens: int,
-        prompts_column: str = "",
-        prompts_split: str = "train",
-        max_prompt_tokens: int = 0,
-        chat_template: str = "auto",
-        judge: str | Scorer = "",
-        lora_rank: int = 0,
-        lora_targets: str | Sequence[str] = ALL,
+        self, world: World, max_new_tokens: int, lora_targets: str | Sequence[str] | None = None
     ) -> None:
+        self.world = world
         mistakes: list[str] = []
         texts: list[Prompt] = []
         read: list[Any] = []  # the prompts, and what both models see of them
         loaded: list[models.Loaded] = []
         with _noted(mistakes):
-            loaded.append(models.load_policy(policy))
+            loaded.append(models.load_policy(world.policy))
         with _noted(mistakes):
             tokenizer = loaded[0][1] if loaded else None
-            prepared = partial(_prepared, tokenizer, chat_template, prompt_words, max_prompt_tokens)
-            where = prompts, prompt_words, eval_prompts, prompts_column, prompts_split
-            self.prompts = load_prompts(*where, prepared)
+            prepared = partial(_prepared, tokenizer, world)
+            where = world.prompts, world.prompt_words, world.eval_prompts
+            columns = world.prompts_column, world.prompts_split
+            self.prompts = load_prompts(*where, *columns, prepared)
             texts = [*self.prompts.train, *self.prompts.evaluation]
             read.append(self.prompts)
         self.rewards: list[RewardModel | OwnReward] = []
-        for each in scorers(reward_model, positive_label):
+        for each in world.rewards:
             with _noted(mistakes):
                 self.rewards.append(r := load_scorer(each, texts))
                 if isinstance(r, RewardModel):
                     ids = r.tokenizer(r.rendered(texts))["input_ids"] if texts else []
                     read.append(_fitting(texts, ids, max_new_tokens, r.max_tokens, "reward model"))
         with _noted(mistakes):
-            self.judges = [load_judge(each, texts) for each in scorers(judge)]
+            self.judges = [load_judge(each, texts) for each in world.judges]
             if {each.digest for each in self.judges} & {r.digest for r in self.rewards}:
                 raise ConfigError("judge: the reward itself given; it must be another one")
         self.adapted: dict[str, tuple[int, int]] = {}
         for self.sft, self.tokenizer in loaded:
             with _noted(mistakes):
-                self.adapted = adapted_sizes(self.sft, lora_targets) if lora_rank else {}
+                self.adapted = adapted_sizes(self.sft, lora_targets) if lora_targets else {}
             with _noted(mistakes):
                 limit = getattr(self.sft.config, "max_position_embeddings", None) or math.inf
                 ids = models.prompt_ids(self.tokenizer, texts) if texts else []
@@ -99,14 +89,15 @@ class Inputs:
                 error = models.cache_error(self.sft, ids[0]) if ids else 0.0
                 if error > WRONG:
                     raise ConfigError(
-                        f"policy: {policy!r} given; decoded a token at a time its log-probabilities are "
-                        f"off by {error:.2g} nats: it keeps no key-value cache, and cannot be sampled here"
+                        f"policy: {world.policy!r} given; decoded a token at a time its log-probabilities "
+                        f"are off by {error:.2g} nats: it keeps no key-value cache, and cannot be sampled "
+                        "here"
                     )
         if mistakes:
             raise ConfigError("\n".join(mistakes))
         self.identity = {
             "policy_sha256": models.fingerprint(self.sft),
-            "reward_sha256": self._of_rewards(scorers(reward_model)),
+            "reward_sha256": self._of_rewards(world.rewards),
             "prompts_sha256": hashlib.sha256(json.dumps(read).encode()).hexdigest(),
         }
 
@@ -128,19 +119,15 @@ def _noted(mistakes: list[str]) -> Iterator[None]:
 
 
 def _prepared(
-    tokenizer: PreTrainedTokenizerBase | None,
-    chat_template: str,
-    words: int,
-    longest: int,
-    prompts: list[Prompt],
+    tokenizer: PreTrainedTokenizerBase | None, world: World, prompts: list[Prompt]
 ) -> list[Prompt]:
     """Prompts as the policy gets them: whole texts as a user's message where it has a chat template;
     without those that are too long."""
     if tokenizer is None:  # it could not be loaded, which is told already
         return prompts
-    if chat_template == "none":
+    if world.chat_template == "none":
         prompts = [as_text(prompt) for prompt in prompts]
-    elif tokenizer.chat_template and not words:
+    elif tokenizer.chat_template and not world.prompt_words:
         said = ([{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts)
         prompts = list(said)
     elif any(not isinstance(prompt, str) for prompt in prompts):
@@ -148,13 +135,15 @@ def _prepared(
             "chat_template: 'auto' given; the prompts are conversations, and the policy's tokenizer has no "
             "chat template: 'none' takes their messages as one text"
         )
-    if not prompts or (not longest and all(isinstance(prompt, str) for prompt in prompts)):
+    if not prompts or (
+        not world.max_prompt_tokens and all(isinstance(prompt, str) for prompt in prompts)
+    ):
         return prompts
     try:
         lengths = [len(ids) for ids in models.prompt_ids(tokenizer, prompts)]
     except Exception as error:  # a template is a program; its errors have no common class
         raise ConfigError(f"chat_template: the policy's fails: {error!r:.300}") from error
-    longest = longest or max(lengths)
+    longest = world.max_prompt_tokens or max(lengths)
     fit = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= longest]
     if not fit:
         raise ConfigError(
@@ -193,15 +182,15 @@ class StoredInputs:
         adapter: weights of an adapter of rank 1; 0 where all weights are trained.
     """
 
-    def __init__(
-        self, inputs: Inputs, policy: str, rewards: Sequence[Scorer], judges: Sequence[Scorer]
-    ) -> None:
+    def __init__(self, inputs: Inputs) -> None:
+        world = inputs.world
         sft = inputs.sft, inputs.tokenizer
-        self.theta_sft = _model("sft", models.load_policy, policy, *sft)
-        self.rewards = [_scorer(*each) for each in zip(rewards, inputs.rewards, strict=True)]
-        of_judges = zip(judges, inputs.judges, strict=True)
+        self.theta_sft = _model("sft", models.load_policy, world.policy, *sft)
+        self.rewards = [_scorer(*each) for each in zip(world.rewards, inputs.rewards, strict=True)]
+        of_judges = zip(world.judges, inputs.judges, strict=True)
         self.judges = [_scorer(how, j) for how, j in of_judges if not isinstance(j, Vader)]
-        self.scored, self.of_judge = [plain(each) for each in rewards], [plain(j) for j in judges]
+        self.scored = [plain(each) for each in world.rewards]
+        self.of_judge = [plain(each) for each in world.judges]
         self.identity, self.prompt_tokens = inputs.identity, inputs.prompt_tokens
         weights = sum(parameter.numel() for parameter in inputs.sft.parameters())
         self.policy_shape = inputs.sft.config, weights
