@@ -175,7 +175,7 @@ def test_rows_that_are_there_are_not_computed_again_on_any_machine(made):
     ]
     kinds = {path.name.partition("-")[0] for path in store().folder.iterdir()}
     assert "run" in kinds
-    assert len(list(store().folder.glob("evaluation-*"))) == 3 * 2
+    assert len(list(store().folder.glob("evaluation-*"))) == 1 + 3 * 2  # θ_sft's
 
 
 # What is refused
@@ -252,7 +252,7 @@ SMALL = {"seeds": [1, 2], "policies": [{"arm": "many", "what": "run", "m": [1]}]
     [
         (lambda text: text[:-9], "it is damaged"),
         (lambda text: text.replace('"reward"', '"reward', 1), "it is damaged"),
-        (lambda text: text.replace('"version": 1', '"version": 2', 1), "rows of another version"),
+        (lambda text: text.replace('"version": 2', '"version": 1', 1), "rows of another version"),
         (lambda text: text + text.splitlines(keepends=True)[-1], "or a row twice"),
         (lambda text: text.replace('"digest": "', '"digest": "x', 1), "are not asked for now"),
         (lambda text: "[1]\n" + text, "it is damaged"),

@@ -87,7 +87,8 @@ def _entry(study: Study, seed: int | None, point: Point, e: Experiment) -> Entry
     policy, runs = policy_of(e, point)
     label = f"{point.what} {point.arm}" if point.arm else "SFT"
     evaluation, decides = e.evaluation(policy, label), e.config.model_dump(exclude_defaults=True)
-    tasks = [evaluation, *([e.judged(evaluation)] if e.config.judge else [])]
+    of_sft = e.evaluation(e.theta_sft, "SFT")  # which every row has beside it, by the same reward
+    tasks = [evaluation, of_sft, *([e.judged(evaluation)] if e.config.judge else [])]
     if (
         geometric := len(runs) > 1
         and point.eta == 1
@@ -105,6 +106,7 @@ def _entry(study: Study, seed: int | None, point: Point, e: Experiment) -> Entry
         origin = sealed_json(folder / "origin.json", folder)
         row = {"study": study.name, "seed": seed, **point.model_dump()}
         row |= e.measured(store, evaluation) | {"length": texts["words"]}
+        row |= {"sft_reward": e.measured(store, of_sft)["reward"]["mean"]}
         row |= {key: texts[key] for key in ("repetition", "distinct_pairs")}
         row |= {"geometry": sealed_json(store.path(tasks[-1]) / GEOMETRY)} if geometric else {}
         row |= {key: origin[key] for key in ("commit", "code", "device")}

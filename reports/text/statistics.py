@@ -17,6 +17,9 @@ from warp_core.world.studies import Comparison, Point, Study
 
 Row = Mapping[str, Any]
 POINT = list(Point.model_fields)  # keys of a row that a comparison may name
+# Points that two reward models may give θ_sft apart and still be one: trained by the same recipe on
+# processors that round differently, they are 0.0001 apart (LOG.md, 2026-11-27).
+SAME_REWARD = 0.01
 
 
 def load_study(path: Path | str) -> Study:
@@ -77,7 +80,8 @@ def differences(
         sides = comparison.ours, comparison.theirs
         if not (sft and all(complete(keys, seed) for keys in sides)):
             continue
-        if len({row["reward_model"] for row in [*ours, *theirs, *sft]}) > 1:  # of two machines
+        by_sft = [row["sft_reward"] for row in [*ours, *theirs, *sft]]
+        if max(by_sft) - min(by_sft) > SAME_REWARD:
             continue
         if comparison.at == "policy":
             found[seed] = value(ours[0], measure) - comparison.share * value(theirs[0], measure)

@@ -17,7 +17,7 @@ from warp_core.store.errors import BusyError, ConfigError
 from warp_core.store.files import read_jsonl, write_jsonl
 from warp_core.store.results import Store, Task
 
-VERSION = 1  # of the rows
+VERSION = 2  # of the rows
 Row = dict[str, Any]
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -145,14 +146,18 @@ class Store:
         return dict(sorted(found.items()))
 
     def seconds_behind(self, task: Task, kind: str) -> dict[str, float]:
-        """What the steps of a kind of tasks behind a result took: `all` of them, the longest `chain`."""
+        """What the steps of a kind of tasks behind a result took: `all` of them, the longest `chain`.
+
+        Each is taken for its run's median, so that a machine that was stopped meanwhile does not count.
+        """
         took: dict[str, float] = {}
         chains: dict[str, float] = {}
 
         def chain(task: Task) -> float:
             if task.name not in chains:
                 if task.kind == kind and self.has(task):
-                    took[task.name] = sum(row["seconds"] for row in self.rows(task))
+                    seconds = [row["seconds"] for row in self.rows(task)]
+                    took[task.name] = len(seconds) * statistics.median(seconds)
                 behind = max(map(chain, task.reads), default=0.0)
                 chains[task.name] = behind + took.get(task.name, 0.0)
             return chains[task.name]

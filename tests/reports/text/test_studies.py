@@ -30,7 +30,7 @@ def rows_of(study, above):
         kl = 0.0 if seed is None else (size / 30) ** 2 + 0.01 * k
         reward = 0.3 + 0.2 * kl**0.5 + (above if point.arm == "merged" else 0.0)
         reward += 0.0 if seed is None else float(rng.normal(0, 0.02))
-        row = {"version": 1, "study": study.name, "seed": seed, **point.model_dump()}
+        row = {"version": 2, "study": study.name, "seed": seed, **point.model_dump()}
         row |= {
             key: {"mean": mean, "stderr": 0.1, "n": 256}
             for key, mean in (("reward", reward), ("kl", kl))
@@ -41,6 +41,7 @@ def rows_of(study, above):
             "digest": str(k),
             "device": "a processor",
             "reward_model": "one",
+            "sft_reward": 0.3,
             "precision": "fp32",
         }
         if point.what in ("slerp", "lerp") and point.m == 2 and point.eta == 1:
@@ -135,10 +136,11 @@ def test_a_training_counts_when_all_rows_of_a_curve_are_there_and_of_one_reward_
     of_four = [row for row in rows if row["arm"] == "merged" and row["m"] == 4 and row["seed"] == 3]
     write_jsonl(study.path, [row for row in rows if row is not of_four[1]])
     assert set(named(studies.verdicts(every))["four_against_one"].by_seed) == {1, 2, 4, 5, 6, 7, 8}
-    write_jsonl(
-        study.path, [row | ({"reward_model": "two"} if row is of_four[1] else {}) for row in rows]
-    )
-    assert set(named(studies.verdicts(every))["four_against_one"].by_seed) == {1, 2, 4, 5, 6, 7, 8}
+    for of_other, counted in ((0.3001, 8), (0.35, 7)):  # θ_sft's reward by another reward model
+        other = {"reward_model": "two", "sft_reward": of_other}
+        write_jsonl(study.path, [row | (other if row is of_four[1] else {}) for row in rows])
+        by_seed = named(studies.verdicts(every))["four_against_one"].by_seed
+        assert len(by_seed) == counted and (3 in by_seed) == (counted == 8)
 
 
 def test_tables_are_the_rows(project):
