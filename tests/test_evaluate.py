@@ -10,15 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from warp_core import evaluate
-from warp_core.evaluate import (
-    BATCH,
-    Completions,
-    between_trainings,
-    estimate,
-    front_summary,
-    policy_kl,
-    sequence_kl,
-)
+from warp_core.evaluate import BATCH, between_trainings, estimate, policy_kl, sequence_kl
+from warp_core.folders import read_completions, write_completions
 from warp_core.rollout import completion_logits
 from warp_core.store.errors import DamagedError, EvaluationError
 from warp_core.store.files import appearing
@@ -246,8 +239,8 @@ def test_completions_come_back_from_their_folder_as_they_were(gpt2, other, tmp_p
     prompts = [f"good {word}" for word in tiny.WORDS] * 3  # more than a batch
     done = complete(model, tokenizer, words, prompts, reference=other)
     with appearing(tmp_path / "answers", 0) as folder:
-        done.save(folder)
-    again = Completions.load(tmp_path / "answers")
+        write_completions(folder, done)
+    again = read_completions(tmp_path / "answers")
     assert (again.texts, again.rewards, again.kls) == (done.texts, done.rewards, done.kls)
     for ours, theirs in zip(again.rollouts, done.rollouts, strict=True):
         for a, b in zip(vars(ours).values(), vars(theirs).values(), strict=True):
@@ -257,9 +250,9 @@ def test_completions_come_back_from_their_folder_as_they_were(gpt2, other, tmp_p
         before = path.read_bytes()
         path.write_bytes(before[:-2] + bytes([before[-2] ^ 1]) + before[-1:])
         with pytest.raises(DamagedError, match=f"delete the folder {tmp_path / 'answers'}"):
-            Completions.load(tmp_path / "answers")
+            read_completions(tmp_path / "answers")
         path.write_bytes(before)
-    assert len(Completions.load(tmp_path / "answers").texts) == len(prompts)
+    assert len(read_completions(tmp_path / "answers").texts) == len(prompts)
 
 
 # Errors
@@ -274,49 +267,6 @@ def test_error_is_that_of_the_mean():
     draws = np.random.default_rng(0).normal(size=(4000, 10))
     means, errors = zip(*((e["mean"], e["stderr"]) for e in map(estimate, draws)), strict=True)
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(means), rel=0.05)
-
-
-# The front
-
-
-FRONT = [
-    {"eta": 1.0, "rewards": [4.0, 8.0], "kls": [2.0, 6.0]},
-    {"eta": 0.0, "rewards": [0.0, 2.0], "kls": [0.0, 0.0]},
-    {"eta": 0.5, "rewards": [2.0, 3.0], "kls": [1.0, 1.0]},
-]
-
-
-def test_a_front_by_hand():
-    summary = front_summary(FRONT, of_sft=[0.0, 2.0])
-    assert [point["eta"] for point in summary["front"]] == [0.0, 0.5, 1.0]
-    assert summary["front"][1] == {
-        "eta": 0.5,
-        "reward": {"mean": 2.5, "stderr": 0.5, "n": 2},
-        "kl": {"mean": 1.0, "stderr": 0.0, "n": 2},
-        "gain": {"mean": 1.5, "stderr": 0.5, "n": 2},  # 2 − 0 and 3 − 2
-    }
-    assert summary["front_runs"] == []
-
-
-@pytest.mark.parametrize(
-    ("kls", "above"),
-    [
-        # At 2.5 nats, halfway from (2, 3) at 1 to (4, 8) at 4: (3, 5.5), which is (1, 2.5) more.
-        ([2.0, 3.0], {"mean": 1.75, "stderr": 0.75, "n": 2}),
-        ([1.0, 1.0], {"mean": 0.0, "stderr": 0.0, "n": 2}),
-        ([0.0, 8.0], {"mean": 3.5, "stderr": 1.5, "n": 2}),  # an end belongs to the front
-        ([4.0, 8.0], None),  # beyond it
-    ],
-)
-def test_a_run_beside_the_front_is_compared_at_its_kl(kls, above):
-    runs = [{"run": m, "rewards": [2.0, 3.0], "kls": kls} for m in (2, 1)]
-    # Whatever the η of its points: the KL need not grow with it.
-    for etas in ((1.0, 0.0, 0.5), (0.5, 0.0, 1.0)):
-        swept = [point | {"eta": eta} for point, eta in zip(FRONT, etas, strict=True)]
-        first, second = front_summary([*runs, *swept], of_sft=[0.0, 2.0])["front_runs"]
-        assert (first["run"], second["run"]) == (1, 2)
-        assert first["gain"] == {"mean": 1.5, "stderr": 0.5, "n": 2}
-        assert first["front_above"] == (above and pytest.approx(above))
 
 
 # Between trainings

@@ -59,7 +59,7 @@ MERGE = [
 EVALUATION = [
     ("warp_core.folders.complete", 2),
     ("warp_core.folders.policy_kl", 1),
-    ("warp_core.evaluate.save_file", 2),
+    ("warp_core.folders.save_file", 2),
     ("pathlib.Path.rename", r"\.evaluation-"),
 ]
 RUN_FOLDER = [

@@ -19,17 +19,19 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from warp_core import warp
+from warp_core import tasks
 from warp_core.config import WarpConfig
 from warp_core.engine import memory, precision
 from warp_core.engine.tape import taped
-from warp_core.evaluate import Completions, complete, estimate, policy_kl
+from warp_core.evaluate import complete, estimate, policy_kl
+from warp_core.folders import read_completions
 from warp_core.merge import lerp, liti, slerp
 from warp_core.store.errors import ConfigError, DiedError, StorageError, TrainingError
 from warp_core.store.files import append_jsonl, read_json, read_jsonl, write_json
 from warp_core.store.results import Store
+from warp_core.tasks import run_seed
 from warp_core.train import Run
-from warp_core.warp import Experiment, run_front, run_seed, run_warp
+from warp_core.warp import Experiment, run_front, run_warp
 from warp_core.world.models import fingerprint, load_policy, stop_tokens, weights_of
 from warp_core.world.prompts import Prompts, load_prompts, prompt_batches
 from warp_core.world.reward import load_reward
@@ -82,14 +84,14 @@ def prompts_of(config) -> Prompts:
 
 
 def counted(monkeypatch, name):
-    """What the engine computes with a function of warp, from here on: its keyword arguments."""
-    calls, function = [], getattr(warp, name)
+    """What the engine computes with a function of tasks, from here on: its keyword arguments."""
+    calls, function = [], getattr(tasks, name)
 
     def counting(out, **options):
         calls.append(options)
         function(out, **options)
 
-    monkeypatch.setattr(warp, name, counting)
+    monkeypatch.setattr(tasks, name, counting)
     return calls
 
 
@@ -398,8 +400,9 @@ def test_a_second_call_computes_and_writes_nothing(finished, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("finished work must not be done again")
 
-    for name in ("rl_run", "merge", "evaluate", "seal_json"):
-        monkeypatch.setattr(warp, name, forbidden)
+    for name in ("rl_run", "merge", "evaluate"):
+        monkeypatch.setattr(tasks, name, forbidden)
+    monkeypatch.setattr("warp_core.warp.seal_json", forbidden)
     start = time.monotonic()
     assert run_warp(config) == summary
     assert time.monotonic() - start < 10
@@ -429,9 +432,9 @@ def test_an_experiment_that_was_killed_goes_on_to_the_same_numbers(
     order += [(("evaluations", 2), experiment.wanted()[-2:])]
     places = ["thetas", "slerp", "liti", "evaluations"]
     gone = []
-    for (kind, i), tasks in order:
+    for (kind, i), of_kind in order:
         if (i, places.index(kind)) >= (iteration, places.index(what)):
-            gone += tasks
+            gone += of_kind
     for task in gone:
         shutil.rmtree(store.path(task), ignore_errors=True)
     (gpt2_copy.folder / "summary.json").unlink()
@@ -450,7 +453,7 @@ def test_completions_of_theta_sft_are_made_once_for_all_experiments(gpt2_copy, m
     experiment = Experiment(gpt2_copy)
     stored = store_of(gpt2_copy).path(experiment.evaluation(experiment.theta_sft))
     made = answers(gpt2_copy, load_policy(gpt2_copy.policy)[0])
-    again = Completions.load(stored)
+    again = read_completions(stored)
     assert again.texts == made.texts
     assert again.rewards == pytest.approx(made.rewards)
     assert again.kls == [0.0] * gpt2_copy.eval_prompts

@@ -6,16 +6,12 @@ noisy than the sampled log-ratio), in float64, for float32's rounding alone is 1
 answer the same prompts with the same random numbers, so differences of rewards are paired.
 """
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -23,13 +19,11 @@ from transformers import PreTrainedTokenizerBase
 from warp_core.engine.memory import LOGITS
 from warp_core.rollout import Rollout, completion_logits, sample
 from warp_core.store.errors import EvaluationError
-from warp_core.store.files import sealed_jsonl, verify, write_jsonl
 from warp_core.world.models import Policy, encode_prompts, stop_tokens
 from warp_core.world.prompts import Prompt, with_completion
 from warp_core.world.reward import Reward
 
 BATCH = 64
-ROLLOUTS = "rollouts.safetensors"
 Estimate = dict[str, float | int]
 
 
@@ -42,23 +36,6 @@ class Completions:
     rewards: list[float]
     kls: list[float]
     """KL(policy‖reference) of each prompt, nats per completion."""
-
-    def save(self, folder: Path) -> None:
-        """Texts, rewards and KLs as rows; tokens and masks as tensors."""
-        columns = zip(self.texts, self.rewards, self.kls, strict=True)
-        rows = [{"text": text, "reward": reward, "kl": kl} for text, reward, kl in columns]
-        write_jsonl(folder / "answers.jsonl", rows)
-        batches = ((i, *pair) for i, y in enumerate(self.rollouts) for pair in vars(y).items())
-        save_file({f"{i}.{name}": tensor.cpu() for i, name, tensor in batches}, folder / ROLLOUTS)
-
-    @classmethod
-    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "Completions":
-        """What `save` wrote; raises DamagedError where it is not that."""
-        rows = sealed_jsonl(folder / "answers.jsonl", folder)
-        verify(folder, ROLLOUTS)
-        of, names = load_file(folder / ROLLOUTS, str(device)), [f.name for f in fields(Rollout)]
-        rollouts = [Rollout(*(of[f"{i}.{n}"] for n in names)) for i in range(len(of) // len(names))]
-        return cls(rollouts, *([row[key] for row in rows] for key in ("text", "reward", "kl")))
 
 
 @torch.no_grad()
@@ -143,46 +120,6 @@ def _finite(what: str, values: Tensor) -> list[float]:
     if not torch.isfinite(values).all():
         raise EvaluationError(f"a {what} is not finite: logits overflow, or the reward model fails")
     return values.tolist()
-
-
-def front_summary(points: Sequence[Mapping[str, Any]], of_sft: Sequence[float]) -> dict[str, Any]:
-    """The front and the RL runs beside it, from what each evaluation prompt gave.
-
-    Args:
-        points: of each policy its `eta` or its `run`, and by prompt its `rewards` and `kls` to θ_sft, and
-            what the `judge` says if there is one.
-        of_sft: θ_sft's rewards on the same prompts.
-
-    Returns:
-        front: by η, each eta, reward, kl, judge, gain (reward − θ_sft's, paired by prompt); front_runs: by
-        run the same, and front_above: the front's reward at the run's KL, linear between its points,
-        minus the run's, paired by prompt; null beyond the front's ends.
-    """
-
-    def described(point: Mapping[str, Any], name: str) -> dict[str, Any]:
-        gain, kl = estimate(np.subtract(point["rewards"], of_sft)), estimate(point["kls"])
-        judge = {"judge": estimate(point["judge"])} if "judge" in point else {}
-        of = {name: point[name], "reward": estimate(point["rewards"])}
-        return of | {"kl": kl, **judge, "gain": gain}
-
-    swept = sorted((p for p in points if "eta" in p), key=lambda p: p["eta"])
-    runs = sorted((p for p in points if "run" in p), key=lambda p: p["run"])
-    return {
-        "front": [described(p, "eta") for p in swept],
-        "front_runs": [described(p, "run") | {"front_above": _above(swept, p)} for p in runs],
-    }
-
-
-def _above(swept: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> Estimate | None:
-    kl = float(np.mean(run["kls"]))
-    by_kl = sorted(swept, key=lambda p: float(np.mean(p["kls"])))
-    for low, high in itertools.pairwise(by_kl):
-        start, end = float(np.mean(low["kls"])), float(np.mean(high["kls"]))
-        if start <= kl <= end:
-            part = (kl - start) / (end - start) if end > start else 0.0
-            of_front = np.multiply(low["rewards"], 1 - part) + np.multiply(high["rewards"], part)
-            return estimate(of_front - np.array(run["rewards"]))
-    return None
 
 
 def estimate(values: Sequence[float] | np.ndarray) -> Estimate:

@@ -4,23 +4,29 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from warp_core.config import Training
 from warp_core.engine.loop import to_the_end
+from warp_core.engine.pieces import checked_gram, gram_of_piece
 from warp_core.engine.tape import taped
 from warp_core.engine.tracking import tracked
 from warp_core.evaluate import Completions, complete, policy_kl
-from warp_core.merge import Method, angles_of, geometry_of_files, merge_files
+from warp_core.merge import Method, angles_of, group_of, merge_files
+from warp_core.rollout import Rollout
+from warp_core.store import tensors
 from warp_core.store.adapter import Adapter, is_adapter, write_adapter
 from warp_core.store.checkpoint import Checkpoint
-from warp_core.store.files import write_json, write_jsonl
+from warp_core.store.files import sealed_jsonl, verify, write_json, write_jsonl
 from warp_core.store.results import STEPS, WEIGHTS
+from warp_core.store.tensors import Array, is_float
 from warp_core.train import Run
 from warp_core.world.inputs import read_prompts
 from warp_core.world.lora import Adapted, Body, adapted_sizes, pairs_of
@@ -30,6 +36,7 @@ from warp_core.world.reward import stored_rewards
 from warp_core.world.vader import Vader
 
 FROM_SFT, JUDGED, GEOMETRY = "kl_from_sft.jsonl", "judged.jsonl", "geometry.json"
+ROLLOUTS = "rollouts.safetensors"
 Passed = Callable[[], AbstractContextManager[Path | None]]
 
 
@@ -168,11 +175,30 @@ def evaluate(
     """A policy's `Completions` of the prompts, with the KLs between it and θ_sft."""
     model, sft, tokenizer = _beside_sft(policy, theta_sft)
     r, x = stored_rewards(rewards, scored), read_prompts(prompts)
-    complete(model, tokenizer, r, x, reference=sft, **how).save(out)
+    write_completions(out, complete(model, tokenizer, r, x, reference=sft, **how))
     if of_sft:
-        rollouts = Completions.load(of_sft, model.device).rollouts
+        rollouts = read_completions(of_sft, model.device).rollouts
         kls = policy_kl(sft or model, model, rollouts, how["temperature"])
         write_jsonl(out / FROM_SFT, [{"kl": kl} for kl in kls])
+
+
+def write_completions(folder: Path, answers: Completions) -> None:
+    """Texts, rewards and KLs as rows; tokens and masks as tensors."""
+    columns = zip(answers.texts, answers.rewards, answers.kls, strict=True)
+    rows = [{"text": text, "reward": reward, "kl": kl} for text, reward, kl in columns]
+    write_jsonl(folder / "answers.jsonl", rows)
+    batches = ((i, *pair) for i, y in enumerate(answers.rollouts) for pair in vars(y).items())
+    save_file({f"{i}.{name}": tensor.cpu() for i, name, tensor in batches}, folder / ROLLOUTS)
+
+
+def read_completions(folder: Path, device: torch.device | str = "cpu") -> Completions:
+    """What `write_completions` wrote; raises DamagedError where it is not that."""
+    rows = sealed_jsonl(folder / "answers.jsonl", folder)
+    verify(folder, ROLLOUTS)
+    of, names = load_file(folder / ROLLOUTS, str(device)), [f.name for f in fields(Rollout)]
+    rollouts = [Rollout(*(of[f"{i}.{n}"] for n in names)) for i in range(len(of) // len(names))]
+    columns = ([row[key] for row in rows] for key in ("text", "reward", "kl"))
+    return Completions(rollouts, *columns)
 
 
 def _beside_sft(
@@ -197,7 +223,7 @@ def judge(
 ) -> None:
     """The judge's score of each completion with its prompt, as a reward gets it."""
     of = stored_rewards(judges, scored) if judges else Vader()
-    texts = zip(read_prompts(prompts), Completions.load(evaluation).texts, strict=True)
+    texts = zip(read_prompts(prompts), read_completions(evaluation).texts, strict=True)
     scores = of([with_completion(*each) for each in texts]).tolist()
     write_jsonl(out / JUDGED, [{"judge": score} for score in scores])
 
@@ -205,13 +231,17 @@ def judge(
 def geometry(out: Path, theta_init: Path, thetas: Sequence[Path]) -> None:
     """Of runs and, last, their merge: angles between runs, degrees, least, mean and greatest of all
     groups; the inner products of all task vectors; the smallest cosine of two whole weights."""
-    grams, whole = geometry_of_files(theta_init, thetas)
-    upper = np.triu_indices(len(thetas) - 1, 1)
-    angles = [np.degrees(angles_of(gram))[:-1, :-1][upper] for gram in grams.values()]
-    norms = np.sqrt(whole.diagonal())
-    about = {
-        "angle": [float(f(np.concatenate(angles))) for f in (np.nanmin, np.nanmean, np.nanmax)]
-    }
+    readers, m = tensors.in_files(theta_init, thetas), len(thetas)
+    grams, whole = dict[str, Array](), np.zeros((m + 1, m + 1))  # of whole weights θ_init's first
+    for name in readers.names:
+        gram = grams.setdefault(group_of(name, "layer"), np.zeros((m, m)))
+        for first, *others in readers.pieces(name):
+            gram += checked_gram(name, first, others)
+            if is_float(first.dtype):
+                whole += gram_of_piece(np.zeros_like(first), [first, *others])
+    upper, norms = np.triu_indices(m - 1, 1), np.sqrt(whole.diagonal())
+    angles = np.degrees([angles_of(gram)[:-1, :-1][upper] for gram in grams.values()])
+    about = {"angle": [float(f(angles)) for f in (np.nanmin, np.nanmean, np.nanmax)]}
     about |= {"gram": np.sum(list(grams.values()), axis=0).tolist()}
     write_json(out / GEOMETRY, about | {"cosine": float((whole / np.outer(norms, norms)).min())})
 

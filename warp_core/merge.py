@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from warp_core.engine.factors import Factors
-from warp_core.engine.pieces import Dense, checked_gram, gram_of_piece
+from warp_core.engine.pieces import Dense
 from warp_core.store import tensors
 from warp_core.store.adapter import is_adapter
 from warp_core.store.errors import DamagedError, MergeError
 from warp_core.store.files import appearing, write_text
-from warp_core.store.tensors import Array, is_float
+from warp_core.store.tensors import Array
 from warp_core.world.card import CARD, merge_card
 
 if TYPE_CHECKING:
@@ -141,21 +141,6 @@ def merge_files(
         ):
             grams = _two_passes(Dense(readers, new.write), granularity, coefficients, eta)
     return {group: angles_of(gram) for group, gram in grams.items()}
-
-
-def geometry_of_files(theta_init: Path, thetas: Sequence[Path]) -> tuple[dict[str, Array], Array]:
-    """Inner products, float64: of the task vectors, group name -> (M, M); of whole weights, θ_init's
-    first, (M + 1, M + 1). Raises MergeError as `merge_files`."""
-    readers, grams = tensors.in_files(theta_init, thetas), dict[str, Array]()
-    m = len(thetas)
-    whole = np.zeros((m + 1, m + 1))
-    for name in readers.names:
-        gram = grams.setdefault(group_of(name, "layer"), np.zeros((m, m)))
-        for first, *others in readers.pieces(name):
-            gram += checked_gram(name, first, others)
-            if is_float(first.dtype):
-                whole += gram_of_piece(np.zeros_like(first), [first, *others])
-    return grams, whole
 
 
 def _in_memory(

@@ -38,17 +38,14 @@ class Rollout:
 
     def split(self, size: int) -> "list[Rollout]":
         """Its completions, so many at a time."""
-        parts = (
-            each.split(size) for each in (self.tokens, self.attention_mask, self.completion_mask)
-        )
-        return [Rollout(*part) for part in zip(*parts, strict=True)]
+        mine = self.tokens, self.attention_mask, self.completion_mask
+        return [Rollout(*p) for p in zip(*(each.split(size) for each in mine), strict=True)]
 
     def ended(self, stops: Sequence[int]) -> Tensor:
         """(B,) bool: whether a completion has come to its stop token."""
         last = self.completion_mask.sum(dim=1, keepdim=True) - 1  # (B, 1)
-        return torch.isin(
-            self.completions.gather(1, last)[:, 0], torch.tensor(stops, device=last.device)
-        )
+        ids = torch.tensor(stops, device=last.device)
+        return torch.isin(self.completions.gather(1, last)[:, 0], ids)
 
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """The completions as texts, without special tokens: what stands behind the prompt's text.

@@ -13,12 +13,12 @@ from pathlib import Path
 from warp_core.config import ConfigError, WarpConfig, load_params
 from warp_core.engine.precision import check_precision
 from warp_core.engine.tables import Entry, Row, Table, complete
-from warp_core.evaluate import Completions
-from warp_core.folders import GEOMETRY, geometry
+from warp_core.folders import GEOMETRY, geometry, read_completions
 from warp_core.store.files import sealed_json
 from warp_core.store.results import Store, Task
 from warp_core.store.run_folder import NOT_COMPARED
-from warp_core.warp import Experiment, stored_inputs
+from warp_core.tasks import stored_inputs
+from warp_core.warp import Experiment
 from warp_core.world.inputs import StoredInputs
 from warp_core.world.studies import Point, Points, Study
 from warp_core.world.texts import text_statistics
@@ -89,12 +89,8 @@ def _entry(study: Study, seed: int | None, point: Point, e: Experiment) -> Entry
     evaluation, decides = e.evaluation(policy, label), e.config.model_dump(exclude_defaults=True)
     of_sft = e.evaluation(e.theta_sft, "SFT")  # which every row has beside it, by the same reward
     tasks = [evaluation, of_sft, *([e.judged(evaluation)] if e.config.judge else [])]
-    if (
-        geometric := len(runs) > 1
-        and point.eta == 1
-        and point.iteration == 1
-        and not e.config.lora_rank
-    ):
+    geometric = len(runs) > 1 and point.eta == point.iteration == 1 and not e.config.lora_rank
+    if geometric:
         inputs = {"theta_init": e.theta_sft, "thetas": [*runs, policy]}
         tasks.append(Task("geometry", geometry, {}, inputs, label=f"{label}, geometry"))
     about = [{k: v for k, v in decides.items() if k not in NAMES}, point.model_dump(), seed]
@@ -102,7 +98,7 @@ def _entry(study: Study, seed: int | None, point: Point, e: Experiment) -> Entry
 
     def row(store: Store) -> Row:
         folder = store.path(evaluation)
-        texts = text_statistics(Completions.load(folder).texts)
+        texts = text_statistics(read_completions(folder).texts)
         origin = sealed_json(folder / "origin.json", folder)
         row = {"study": study.name, "seed": seed, **point.model_dump()}
         row |= e.measured(store, evaluation) | {"length": texts["words"]}

@@ -12,7 +12,8 @@ from warp_core.config import WarpConfig
 from warp_core.engine import tracking
 from warp_core.store.errors import ConfigError, Interrupted
 from warp_core.store.files import read_jsonl
-from warp_core.warp import Experiment, run_seed, run_warp
+from warp_core.tasks import run_seed
+from warp_core.warp import Experiment, run_warp
 
 NAMES = ("tensorboard", "wandb", "mlflow", "trackio")
 

@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from reports.build import pool, run
 from reports.build.__main__ import main
 from reports.build.plan import Section, load_project
-from warp_core import warp
+from warp_core import tasks
 from warp_core.store.files import read_jsonl, seal_json, sealed_json
 from warp_core.store.results import Store, Task
-from warp_core.warp import Experiment, run_seed
+from warp_core.tasks import run_seed
+from warp_core.warp import Experiment
 from warp_core.world.prompts import load_prompts, prompt_batches
 
 Files = dict[str, tuple[bytes, int]]
@@ -226,7 +227,7 @@ def test_of_an_error_that_nobody_expected_all_is_told(base, tmp_path, capsys, mo
     def broken(*_: Any, **__: Any) -> None:
         raise KeyError("odd")
 
-    monkeypatch.setattr(warp, "merge", broken)
+    monkeypatch.setattr(tasks, "merge", broken)
     root = make_real_project(tmp_path / "project", base | {"iterations": 1}, one={})
     assert main([], root) == 1
     error = capsys.readouterr().err

@@ -5,7 +5,7 @@ import pytest
 from invented import FRONT, estimate, front_point
 
 from reports.text import front
-from warp_core.evaluate import front_summary
+from warp_core.summary import front_summary
 
 
 def test_front_conclusion_says_when_the_runs_are_one_policy():

@@ -140,7 +140,8 @@ def test_a_training_counts_when_all_rows_of_a_curve_are_there_and_of_one_reward_
         other = {"reward_model": "two", "sft_reward": of_other}
         write_jsonl(study.path, [row | (other if row is of_four[1] else {}) for row in rows])
         by_seed = named(studies.verdicts(every))["four_against_one"].by_seed
-        assert len(by_seed) == counted and (3 in by_seed) == (counted == 8)
+        assert len(by_seed) == counted
+        assert (3 in by_seed) == (counted == 8)
 
 
 def test_tables_are_the_rows(project):
