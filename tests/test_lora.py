@@ -198,6 +198,34 @@ def test_the_factors_alone_are_trained_and_the_anchor_follows_them(make_run):
         assert torch.equal(w, dict(run.policy.body.model.named_parameters())[name])
 
 
+def test_an_ema_of_factors_is_that_of_products_but_for_their_covariance(make_run):
+    """Σ w·(B − B̄)·(A − Ā), which is of second order in how far factors have gone."""
+    run = make_run(lr=1e-2)
+
+    def product(theta, name):
+        b, a = (theta[f"{name}.lora_{which}.weight"].double() for which in "BA")
+        return b @ a
+
+    names = run.policy.body.layers()
+    past = [{n: w.double().clone() for n, w in weights_of(run.policy).items()}]
+    weights, mu = [1.0], run.training.mu
+    for _ in range(8):
+        run.step()
+        past.append({n: w.double().clone() for n, w in weights_of(run.policy).items()})
+        weights = [w * (1 - mu) for w in weights] + [mu]
+    mean = {n: sum(w * of[n] for w, of in zip(weights, past, strict=True)) for n in past[0]}
+    gap = size = 0.0
+    for name in names:
+        of_products = sum(w * product(of, name) for w, of in zip(weights, past, strict=True))
+        off = [{n: each - mean[n] for n, each in of.items()} for of in past]
+        covariance = sum(w * product(of, name) for w, of in zip(weights, off, strict=True))
+        of_factors = product(weights_of(run.anchor), name)
+        torch.testing.assert_close(of_products - of_factors, covariance, rtol=1e-3, atol=1e-6)
+        gap += float(covariance.norm() ** 2)
+        size += float(of_products.norm() ** 2)
+    assert 1e-4 < (gap / size) ** 0.5 < 0.1
+
+
 @pytest.mark.parametrize("anchor", ["ema", "sft"])
 def test_a_run_goes_on_bit_for_bit(make_run, anchor):
     whole, half, rest = make_run(anchor), make_run(anchor), make_run(anchor)

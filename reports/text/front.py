@@ -11,7 +11,8 @@ from reports.text.words import estimate_text, eta_text
 
 
 def front_table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """The points of the front and the RL runs: reward, its gain over θ_sft, and KL, with errors."""
+    """The points of the front and the RL runs: reward, its gain over θ_sft, KL, what a judge says if
+    there is one, with errors."""
     named = [(eta_text(point["eta"]), point) for point in summary["front"]]
     named += [(f"запуск {point['run']}", point) for point in summary["front_runs"]]
     columns = {
@@ -19,6 +20,8 @@ def front_table(summary: Mapping[str, Any]) -> pd.DataFrame:
         "gain": "Прирост к SFT-модели (попарно), баллы",
         "kl": "KL(π‖sft), нат на ответ",
     }
+    if all("judge" in point for _, point in named):
+        columns["judge"] = "Оценка второго судьи"
     rows = [(name, *(estimate_text(p[key]) for key in columns), p["kl"]["n"]) for name, p in named]
     return pd.DataFrame(rows, columns=["Точка", *columns.values(), "n"])
 
@@ -28,7 +31,12 @@ def front_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     points = [*summary["front"], *summary["front_runs"]]
     return [
         {"eta": p.get("eta"), "run": p.get("run")}
-        | {f"{k}_{s}": p[k][s] for k in ("kl", "reward") for s in ("mean", "stderr")}
+        | {
+            f"{k}_{s}": p[k][s]
+            for k in ("kl", "reward", "judge")
+            if k in p
+            for s in ("mean", "stderr")
+        }
         for p in points
     ]
 

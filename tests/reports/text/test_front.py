@@ -79,3 +79,13 @@ def test_the_front_is_compared_with_a_run_by_prompt_at_the_runs_kl(share):
     assert summary["front"][0]["gain"] == {"mean": 0.0, "stderr": 0.0, "n": 50}
     gain = high - low
     assert summary["front"][1]["gain"]["stderr"] == pytest.approx(gain.std(ddof=1) / 50**0.5)
+
+
+def test_what_the_judge_says_is_a_column_where_there_is_one():
+    judged = [point | {"judge": estimate(0.25, 0.02)} for point in FRONT]
+    table = front.front_table({"front": judged, "front_runs": []})
+    assert set(table["Оценка второго судьи"]) == {"0,250\u00a0±\u00a00,020"}
+    assert front.front_rows({"front": judged, "front_runs": []})[0]["judge_mean"] == 0.25
+    plain = {"front": FRONT, "front_runs": []}
+    assert "Оценка второго судьи" not in front.front_table(plain)
+    assert "judge_mean" not in front.front_rows(plain)[0]
