@@ -178,6 +178,26 @@ def test_rows_that_are_there_are_not_computed_again_on_any_machine(made):
     assert len(list(store().folder.glob("evaluation-*"))) == 1 + 3 * 2  # θ_sft's
 
 
+def test_a_judge_is_asked_only_for_rows_that_are_missing(made):
+    policies = [{"arm": "sft", "what": "run"}]
+    study = made(policies=policies, arms={"sft": {"anchor": "sft", "judge": "vader"}})
+    rows = run_study(study)
+    shutil.rmtree(study_module.STORE)
+    study.path.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    assert [row["judge"] for row in run_study(study)] == [row["judge"] for row in rows]
+    assert len(list(store().folder.glob("judged-*"))) == 2
+
+
+def test_rows_that_cannot_be_written_stop_the_computation_with_what_happened(made, monkeypatch):
+    def full(*_):
+        raise OSError("no room for rows")
+
+    monkeypatch.setattr("warp_core.engine.tables.write_jsonl", full)
+    with pytest.raises(OSError, match="no room for rows"):
+        run_study(made(arms=ARMS, parameters=made().parameters | {"steps": 1}))
+    assert len(list(store().folder.glob("evaluation-*"))) < 10
+
+
 # What is refused
 
 

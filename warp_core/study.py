@@ -13,6 +13,7 @@ from pathlib import Path
 from warp_core.config import ConfigError, WarpConfig, load_params
 from warp_core.engine.precision import check_precision
 from warp_core.engine.tables import Entry, Row, Table, complete
+from warp_core.evaluate import estimate
 from warp_core.folders import GEOMETRY, geometry, read_completions
 from warp_core.store.files import sealed_json
 from warp_core.store.results import Store, Task
@@ -102,7 +103,7 @@ def _entry(study: Study, seed: int | None, point: Point, e: Experiment) -> Entry
         origin = sealed_json(folder / "origin.json", folder)
         row = {"study": study.name, "seed": seed, **point.model_dump()}
         row |= e.measured(store, evaluation) | {"length": texts["words"]}
-        row |= {"sft_reward": e.measured(store, of_sft)["reward"]["mean"]}
+        row |= {"sft_reward": estimate(read_completions(store.path(of_sft)).rewards)["mean"]}
         row |= {key: texts[key] for key in ("repetition", "distinct_pairs")}
         row |= {"geometry": sealed_json(store.path(tasks[-1]) / GEOMETRY)} if geometric else {}
         row |= {key: origin[key] for key in ("commit", "code", "device")}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import statistics
 import threading
 import time
@@ -71,15 +72,22 @@ def seconds_a_step(store: Store) -> float | None:
 
 @contextmanager
 def watched(progress: Progress, look: Callable[[Progress], None]) -> Iterator[None]:
-    """Look every second from a thread of its own, and once more at the end."""
-    ended = threading.Event()
+    """Look every second from a thread of its own, and once more at the end.
+
+    Where that fails, what is being computed is interrupted as by Ctrl-C, and the error raised.
+    """
+    ended, failed = threading.Event(), list[Exception]()
 
     def watch() -> None:
-        while True:
-            last = ended.wait(SECONDS)
-            look(progress)
-            if last:
-                return
+        last = False
+        try:
+            while not last:
+                last = ended.wait(SECONDS)
+                look(progress)
+        except Exception as error:
+            failed.append(error)
+            if not last:
+                os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -88,6 +96,8 @@ def watched(progress: Progress, look: Callable[[Progress], None]) -> Iterator[No
     finally:
         ended.set()
         thread.join()
+        if failed:
+            raise failed[0]
 
 
 def bar(name: str) -> Callable[[Progress], None]:
