@@ -58,10 +58,9 @@ def picture(project: Project) -> bytes | None:
 
 
 def first_sentences(project: Project) -> list[str]:
-    """What the report begins with: the items of its first section's first text, without marks."""
+    """What the report begins with: the items of its first section's first list, without marks."""
     for data in _outputs(project, project.report[0]):
-        if text := data.get("text/markdown"):
-            items = re.findall(r"^(?:\d+\.|-) (.+)$", text, re.MULTILINE)
+        if items := re.findall(r"^(?:\d+\.|-) (.+)$", data.get("text/markdown", ""), re.MULTILINE):
             return [re.sub(r"\*\*|\s*\[@[^\]]+\]", "", item) for item in items]
     return []
 
@@ -96,7 +95,7 @@ def byline(project: Project) -> str:
         *([f"{_newest(project):%d.%m.%Y}"] if origins else []),
         f"коммит {', '.join(commits) or 'неизвестен'}",
         *devices,
-        f"{minutes:.0f} мин вычислений",
+        f"{minutes:.0f} мин вычислений без исследований",
         "Apache-2.0",
     ]
     return " · ".join(facts)
@@ -111,10 +110,10 @@ def _newest(project: Project) -> date:
 def provenance(project: Project) -> str:
     """Of whose code the numbers are; in Russian."""
     if others := other_code(project):
-        named = "; ".join(f"{name} — {commit}" for name, commit in others.items())
+        commits = ", ".join(sorted(set(others.values())))
         return (
-            f"Другой версией кода метода получены числа разделов (раздел — коммит): {named}; "
-            "make fresh вычисляет их заново."
+            f"После коммита {commits}, на котором получены числа разделов {', '.join(others)}, код метода "
+            "изменился; make fresh вычисляет их заново."
         )
     return "Все числа получены одной версией кода метода."
 

@@ -27,8 +27,8 @@ def headline(found: Sequence[Verdict]) -> list[str]:
         "запуска вчетверо длиннее",
         UNKNOWN: "**Окупается ли слияние, по этим обучениям не сказать**: при равной KL фронт четырёх "
         "слитых запусков неотличим от фронта одного запуска вчетверо длиннее",
-        NONE: "**Окупается ли слияние, пока не вычислено**: фронт четырёх слитых запусков рядом с фронтом "
-        "одного запуска вчетверо длиннее",
+        NONE: "**Окупается ли слияние, пока неизвестно**: четыре слитых запуска против одного запуска "
+        "вчетверо длиннее",
     }
     above = {
         HOLDS: "**Фронт даёт интерполяция к начальным весам (LITI)**: при равной KL он выше траектории "
@@ -37,31 +37,31 @@ def headline(found: Sequence[Verdict]) -> list[str]:
         "траектории того же запуска",
         UNKNOWN: "**Даёт ли фронт интерполяция к начальным весам (LITI), по этим обучениям не сказать**: "
         "разность с траекторией того же запуска при равной KL",
-        NONE: "**Интерполяция к начальным весам (LITI)** рядом с траекторией того же запуска",
+        NONE: "**Даёт ли фронт интерполяция к начальным весам (LITI), пока неизвестно**",
     }
     by_lerp = {
         HOLDS: "SLERP при равной KL выше LERP",
         REFUTED: "SLERP при равной KL ниже LERP",
         UNKNOWN: "SLERP и LERP при равной KL неразличимы",
-        NONE: "SLERP рядом с LERP",
+        NONE: "как и лучше ли SLERP, чем LERP",
     }
     fourth = {
         HOLDS: "WARP-модель, как и там, хуже SFT-модели",
         REFUTED: "WARP-модель, вопреки ему, лучше SFT-модели",
         UNKNOWN: "лучше ли WARP-модель, чем SFT-модель, по этим обучениям не сказать",
-        NONE: "WARP-модель рядом с SFT-моделью",
+        NONE: "хуже ли там WARP-модель, пока неизвестно",
     }
     more = {
-        HOLDS: "большее T помогает",
-        REFUTED: "большее T вредит",
-        UNKNOWN: "помогает ли большее T, по этим обучениям не сказать",
-        NONE: "большее T",
+        HOLDS: "T = 30 лучше, чем T = 10",
+        REFUTED: "T = 30 хуже, чем T = 10",
+        UNKNOWN: "T = 30 и T = 10 неразличимы",
+        NONE: "лучше ли T = 30, чем T = 10, пока неизвестно",
     }
     return [
         f"{parallel if same and four.word == UNKNOWN else worth[four.word]} ({_told(four)}).",
         f"{above[liti.word]} ({_told(liti)}); {by_lerp[lerp.word]} ({_told(lerp)}).",
         f"**Четвёртый эксперимент исходного отчёта**: {fourth[seed.word]} ({_told(seed)}); "
-        f"{more[longer.word]} — T = 30 против T = 10: {_told(longer)}.",
+        f"{more[longer.word]} ({_told(longer)}).",
     ]
 
 
@@ -74,8 +74,8 @@ def counted(found: Sequence[Verdict]) -> str:
     """How many of the claims hold, do not, cannot be told."""
     n = {word: sum(v.word == word for v in found) for word in (HOLDS, REFUTED, UNKNOWN, NONE)}
     return (
-        f"Из {len(found)} утверждений подтверждаются {n[HOLDS]}, не подтверждаются {n[REFUTED]}, "
-        f"неразличимы {n[UNKNOWN]}, ещё не вычислены {n[NONE]}."
+        f"Из {len(found)} утверждений подтверждаются {n[HOLDS]}, опровергнуты {n[REFUTED]}, не отличимы от "
+        f"нуля разности у {n[UNKNOWN]}, мало обучений у {n[NONE]}. Утверждения самой статьи:"
     )
 
 
@@ -90,7 +90,6 @@ def sorted_out(found: Sequence[Verdict]) -> list[str]:
         HOLDS: "Подтверждается",
         REFUTED: "Не подтверждается: получилось обратное",
         UNKNOWN: "Неразличимо",
-        NONE: "Ещё не вычислено",
     }
     lines = []
     for word, name in names.items():
@@ -102,4 +101,5 @@ def sorted_out(found: Sequence[Verdict]) -> list[str]:
             for v in of_word
         )
         lines += [f"- **{name}** ({len(of_word)}): {said}."] if of_word else []
-    return lines
+    few = sum(v.word == NONE for v in of_paper(found))
+    return [*lines, *([f"- **Мало обучений** ({few}): [@summary:claims]."] if few else [])]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.text.experiment import has_moved, kl_text, mean_angle, runs_differ
+from reports.text.experiment import has_collapsed, has_moved, kl_text, mean_angle, runs_differ
 from reports.text.statistics import value
 from reports.text.studies import Verdict, mean_text
 from reports.text.words import estimate_text, lowered, number, percent, power_text
@@ -131,29 +131,34 @@ def questions(summaries: Summaries, found: Sequence[Verdict]) -> list[str]:
         "общий seed, и это один и тот же расчёт при любом T. Со своим seed у каждого запуска кривые "
         f"различаются при том же T{angle} ([@experiments:curves])."
     ]
+    here = ""  # what the trainings at hand say of the fourth experiment
     if third and fourth:
+        here = f"в одном обучении прирост {estimate_text(fourth['reward_difference'])} балла"
+        poor = " (текст при этом выродился)" if has_collapsed(third) else ""
         gains = [estimate_text(one["reward_difference"]) for one in (third, fourth)]
         lines.append(
             "**Почему награда не меняется, даже при KL в десятки нат?** Исходный отчёт: слишком велик lr. "
             "У нас: такая награда не зависит от текста. Когда зависит, третий эксперимент "
-            f"меняет её на {gains[0]}, четвёртый — на {gains[1]} балла (ошибка оценки, одно обучение)."
+            f"меняет её на {gains[0]}{poor}, четвёртый — на {gains[1]} балла (ошибка оценки, одно "
+            "обучение)."
         )
     lines += [
         "**Мал ли lr в первых двух экспериментах, или дело в прогреве?** Исходный отчёт: возможно и то и "
         f"другое. У нас: {_answer(by_name['warmup_slows'])}; заметно сдвигает модель только больший lr "
         "([@experiments:table]).",
         "**Становится ли WARP-модель хуже?** Исходный отчёт: в четвёртом эксперименте просела. У нас: "
-        f"{_answer(by_name['fourth_is_worse'])}.",
+        f"{_answer(by_name['fourth_is_worse'], here)}.",
         "**Помогут ли большее T и прогрев до 10⁻⁴?** Исходный отчёт: это следующий шаг. У нас: "
         f"{_answer(by_name['t30_gains'])}; {_answer(by_name['warmup_at_t30'])} ([@study_next_step]).",
     ]
     return [f"- {line}" for line in lines]
 
 
-def _answer(v: Verdict) -> str:
-    claim = lowered(v.comparison.claim)
-    said = f"{v.word}, {v.effect}, обучений: {len(v.by_seed)}" if v.between else v.effect
-    return f"«{claim}» — {said}"
+def _answer(v: Verdict, here: str = "") -> str:
+    if not v.between:
+        return f"{here}{'; ' * bool(here)}по нескольким обучениям пока неизвестно ({v.effect})"
+    said = f"{v.word}, {v.effect}, обучений: {len(v.by_seed)}"
+    return f"«{lowered(v.comparison.claim)}» — {said}"
 
 
 def seed_verdicts(summaries: Summaries) -> pd.DataFrame:
@@ -213,7 +218,7 @@ def seed_verdicts(summaries: Summaries) -> pd.DataFrame:
             all(abs(one["reward_difference"]["mean"]) < 1e-3 for one in s.values()),
             f"в третьем разность с SFT-моделью {gain[third]}, в четвёртом {gain[fourth]} балла",
         )
-    return pd.DataFrame(verdicts, columns=["Утверждал исходный отчёт", "У нас", "Вердикт"])
+    return pd.DataFrame(verdicts, columns=["Утверждал исходный отчёт", "У нас", "В одном обучении"])
 
 
 def _angle_text(summary: Mapping[str, Any]) -> str:

@@ -300,8 +300,8 @@ def _coincidence(metrics: Rows, shared_run_seed: bool) -> list[str]:
         spread = _range([row for row in of_one_run if row["iteration"] == 1])
         how = "почти совпали" if gap <= ALMOST * spread else "различаются"
         sentences.append(
-            f"Кривые разных итераций {how}: наибольшее расхождение {number(gap, gap)} балла при "
-            f"размахе {number(spread, spread)} балла вдоль кривой."
+            f"Кривые разных итераций {how}: наибольшее расхождение {number(gap, gap)} при "
+            f"размахе {number(spread, spread)} (баллы) вдоль кривой."
         )
     return sentences
 
@@ -337,7 +337,7 @@ def text_sentence(summary: Mapping[str, Any]) -> str:
     elif is_poorer(summary):
         verdict = "Текст стал заметно однообразнее, награда говорит здесь не всё"
     else:
-        verdict = "Повторы и разнообразие как у SFT-модели"
+        verdict = "Повторов и разнообразия почти столько же, сколько у SFT-модели"
     return f"{verdict}: {', '.join(facts)}."
 
 

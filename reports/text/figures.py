@@ -49,7 +49,9 @@ def with_commas(ax: Axes) -> None:
         axis.set_major_formatter(FuncFormatter(lambda value, _: decimal(value)))
 
 
-def root_scale(ax: Axes, label: str = "KL(π‖sft), нат на ответ", most: float | None = None) -> None:
+def root_scale(
+    ax: Axes, label: str = "KL(π‖sft), нат на ответ, √-шкала", most: float | None = None
+) -> None:
     """A KL grows as the square of how far weights are moved: its root is the axis.
 
     For a figure whose marks are all drawn.
@@ -119,18 +121,20 @@ def small_curves(metrics: pd.DataFrame, title: str, shared_run_seed: bool) -> Ax
     """The objective of an experiment in a small panel; runs that share a seed are one curve."""
     ax = new_axes(250, 190)
     shown = metrics.loc[metrics["run"] == 1] if shared_run_seed else metrics
-    for i, m in shown[["iteration", "run"]].drop_duplicates().itertuples(index=False):
+    pairs = shown[["iteration", "run"]].drop_duplicates().itertuples(index=False)
+    for k, (i, m) in enumerate(pairs):
         rows = shown.loc[(shown["iteration"] == i) & (shown["run"] == m)]
         style = {"color": COLORS[(i - 1) % len(COLORS)], "linestyle": DASHES[(m - 1) % len(DASHES)]}
         marker = {"marker": MARKERS[(i - 1) % len(MARKERS)], "markersize": 3.5}
         ax.plot(rows["step"], rows["objective"], linewidth=1.6, **style, **marker)
         said = f"i = {i}" if shared_run_seed else f"i = {i}, m = {m}"
-        last = rows.iloc[-1]
-        place = {"textcoords": "offset points", "xytext": (5, -3), "fontsize": 9}
-        ax.annotate(said, (last["step"], last["objective"]), color=style["color"], **place)
+        end = rows.iloc[-1]
+        place = {"textcoords": "offset points", "xytext": (5, -9 if k % 2 else 3), "fontsize": 9}
+        ax.annotate(said, (end["step"], end["objective"]), color=style["color"], **place)
+    last = max(metrics["step"].tolist())
     ax.set_title(title, loc="left")
     ax.set(xlabel="Шаг t", ylabel="r_β, баллы", xlim=(0.5, 1.25 * metrics["step"].max()))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    ax.xaxis.set_major_locator(FixedLocator(sorted({1, last // 2, last})))
     return ax
 
 
@@ -285,8 +289,11 @@ def by_experiment(
             if name in here:
                 one = here[name]
                 for ax, key in ((gain, "reward_difference"), (kl, "kl_warp_sft")):
-                    drawn = ax.plot(x, one[key]["mean"], "x", color=BLACK, markersize=7)
-                    tells(drawn[0], f"эксперимент {k}, этот отчёт: {estimate_text(one[key])}")
+                    mean, error = one[key]["mean"], one[key]["stderr"]
+                    cross = "+" if own else "x"
+                    drawn = ax.errorbar(x, mean, error, fmt=cross, color=BLACK, markersize=8)
+                    said = f"эксперимент {k}{', контроль' * own}, этот отчёт"
+                    tells(drawn.lines[0], f"{said}: {estimate_text(one[key])}")
     gain.axhline(0, color=QUIET, linewidth=1)
     gain.set_ylabel("Прирост награды, баллы")
     kl.set_yscale("symlog", linthresh=1e-6, linscale=0.5)

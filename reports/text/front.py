@@ -66,7 +66,7 @@ def front_conclusion(summary: Mapping[str, Any]) -> list[str]:
     for run in runs:
         above = run["front_above"]
         sentences.append(
-            f"Запуск {run['run']}: награда фронта при том же KL минус его награда — "
+            f"Запуск {run['run']}: награда фронта при той же KL минус его награда — "
             f"{estimate_text(above)} балла ({ONE_TRAINING})."
             if above
             else f"Запуск {run['run']}: его KL лежит за концами фронта, сравнить награды нельзя."

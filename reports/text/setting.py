@@ -9,7 +9,7 @@ from reports.text.words import decimal, power_text
 
 PAPER = {  # arXiv 2406.16768; «—» is what it does not say
     "policy": "Gemma 7B",
-    "reward": "модель предпочтений, размер —",
+    "reward": "модель предпочтений (размер не указан)",
     "iterations": "до 5",
     "runs": "2 (до 5)",
     "steps": "9000",

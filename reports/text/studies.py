@@ -25,7 +25,7 @@ from warp_core.world.studies import Comparison, Study
 Row = Mapping[str, Any]
 ENOUGH = 0.05  # p of a comparison that is told from zero
 HOLDS, REFUTED, UNKNOWN = "подтверждается", "не подтверждается", "неразличимо"
-NONE = "нет данных"
+NONE = "мало обучений"
 UNITS = {  # of a measure: unit, places
     "reward": ("балла", 2),
     "judge": ("балла VADER", 2),
@@ -208,24 +208,29 @@ def lemmas_table(rows: Sequence[Row]) -> pd.DataFrame:
     two = [r for r in rows if r.get("geometry") and r["m"] == 2 and r["what"] in ("slerp", "lerp")]
     table = []
 
-    def add(name: str, said: str, values: Sequence[float], holds: Callable[[float], bool]) -> None:
+    def add(
+        name: str,
+        said: str,
+        values: Sequence[float],
+        holds: Callable[[float], bool],
+        error: float = 0.1,
+    ) -> None:
         if values:
-            low, high = (number(f(values), 0.001) for f in (min, max))
-            table.append(
-                (name, said, f"{low}–{high}", f"{sum(map(holds, values))} из {len(values)}")
-            )
+            ends = dict.fromkeys(number(f(values), error) for f in (min, max))
+            right = f"{sum(map(holds, values))} из {len(values)}"
+            table.append((name, said, "–".join(ends), right))
 
     angles = [row["geometry"]["angle"][1] for row in two]
-    add("Угол между векторами задач, °", "около 90", angles, lambda a: 80 < a < 100)
+    add("Угол между векторами задач, °", "около 90", angles, lambda a: 80 < a < 100, 1)
     cosines = [row["geometry"]["cosine"] for row in two]
-    add("Косинус полных весов", "больше 0,999", cosines, lambda c: c > 0.999)
+    add("Косинус полных весов", "больше 0,999", cosines, lambda c: c > 0.999, 0.001)
     slerp = [_norm(r) / float(np.mean(_run_norms(r))) for r in two if r["what"] == "slerp"]
     add("Норма SLERP к средней норме запусков", "1", slerp, lambda x: abs(x - 1) < 0.05)
     lerp = [_norm(r) / _lerp_norm(r) for r in two if r["what"] == "lerp"]
     add("Норма LERP к формуле леммы", "1", lerp, lambda x: abs(x - 1) < 0.05)
     bound = [value(r, "kl") / k for r in two if r["what"] == "lerp" and (k := _mixed_kl(r, rows))]
-    add("KL(LERP) к среднему KL запусков", "не больше 1", bound, lambda x: x <= 1)
-    return pd.DataFrame(table, columns=["Величина", "По статье", "Измерено", "Верно"])
+    add("KL(LERP) к средней KL запусков", "не больше 1", bound, lambda x: x <= 1)
+    return pd.DataFrame(table, columns=["Величина", "По статье", "Измерено", "Верно, слияний"])
 
 
 def _norm(row: Row) -> float:
@@ -264,6 +269,17 @@ def grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Ro
     return groups
 
 
+ARMS = {  # of the studies of this project
+    "ema": "якорь EMA", "sft": "якорь SFT", "sft_weak": "якорь SFT, β = 0.01", "free": "без штрафа",
+    "five": "пять запусков", "long": "один длинный", "merged": "четыре запуска", "single": "один запуск",
+    "iterated": "по два запуска", "base": "обычные μ, β, η", "mu_slow": "μ = 0.01", "mu_fast": "μ = 0.2",
+    "beta_weak": "β = 0.05", "beta_strong": "β = 0.2", "eta_03": "η = 0.3 между итерациями",
+    "eta_05": "η = 0.5 между итерациями", "eta_08": "η = 0.8 между итерациями",
+    **{f"t{t}": f"T = {t}" for t in (10, 30, 100)},
+    **{f"t{t}_warm": f"T = {t} с прогревом" for t in (10, 30, 100)},
+    **{f"experiment_{k}": f"эксперимент {k}" for k in range(1, 5)},
+    **{f"experiment_{k}_control": f"эксперимент {k}, контроль" for k in range(1, 5)},
+}  # fmt: skip
 WHAT = {"run": "запуск", "ema": "EMA-веса", "average": "среднее весов", "warp": "WARP"}
 
 
@@ -279,7 +295,7 @@ def policy_name(row: Row) -> str:
     details += [f"t = {row['t']}"] if isinstance(row["t"], int) else []
     details += [f"λ = {row['lam']:g}"] if row["lam"] is not None else []
     details += [f"η = {row['eta']:g}"] if row["eta"] not in (None, 1) else []
-    return f"{row['arm']}: {', '.join([name, *details])}".replace(".", ",")
+    return f"{ARMS.get(row['arm'], row['arm'])}: {', '.join([name, *details])}".replace(".", ",")
 
 
 # Sentences
@@ -300,6 +316,7 @@ def question(study: Study, rows: Sequence[Row]) -> str:
     models = len({row["reward_model"] for row in rows})
     with_models = f", моделей награды: {models}" if models > 1 else ""
     much = f"обучений с разными seed: {len(seeds)} из {len(study.seeds)}, политик: {len(rows)} из {asked}"
+    much += f", у каждой {rows[0]['reward']['n']} отложенных промптов"
     missing = (
         ""
         if len(rows) == asked

@@ -279,12 +279,15 @@ def _compute(rows: Sequence[Row]) -> Shown | None:
     if not data:
         return None
     ax.set_xticks(sorted({row["steps"] for row in data}))
-    ax.set(xlabel="Шагов обучения во всех запусках вместе", ylabel=f"Награда при KL {AT_KL:g} ната")
+    ax.set(
+        xlabel="Шагов обучения во всех запусках вместе",
+        ylabel=f"Награда при KL {AT_KL:g} ната, баллы",
+    )
     above(ax, columns=1)
     caption = (
         f"Награда при KL {AT_KL:g} ната против числа шагов обучения, во всех запусках вместе (шаг — 16 "
         "ответов по 24 токена). Бледные знаки — обучения, яркие — средние; у слитых запусков время на "
-        "отдельных машинах в M раз меньше."
+        "отдельных машинах примерно в M раз меньше."
     )
     return Shown([ax], "compute", caption, data)
 
@@ -317,7 +320,7 @@ def _liti(study: Study, rows: Sequence[Row]) -> list[Shown]:
         panels.append(ax)
     caption = (
         "KL и награда вдоль LITI одного запуска (T = 120), η от 0 до 1,5. Пунктир — хорда между концами "
-        "при η = 0 и 1: KL лежит под ней (выпукла), награда — над ней (вогнута)."
+        "при η = 0 и 1; по статье KL лежит под ней, а награда — над ней."
     )
     return [*shown, Shown(panels, "eta", caption, data_of([sft, *front], "kl", "reward"))]
 
@@ -329,7 +332,7 @@ def _merge(study: Study, rows: Sequence[Row]) -> list[Shown]:
         ax, data = new_axes(440, 240), list[dict[str, Any]]()
         for row in geometric:
             low, mean, high = row["geometry"]["angle"]
-            x = row["m"] + 0.07 * (row["seed"] - np.mean(study.seeds))
+            x = row["m"] + 0.07 * (row["seed"] - np.mean([r["seed"] for r in geometric]))
             ax.plot([x, x], [low, high], "-", color=BLUE, alpha=0.35, linewidth=1.5)
             (drawn,) = ax.plot(x, mean, "o", color=BLUE, markersize=4.5)
             tells(drawn, f"M = {row['m']}, seed {row['seed']}: {number(mean, 1)}°")
@@ -579,8 +582,8 @@ def pareto(studies: Mapping[str, Sequence[Row]]) -> Shown | None:
     ax.set_ylabel(AXES["reward"])
     above(ax, columns=1)
     caption = (
-        "Награда и KL к SFT-модели при равном вычислении: четыре слитых запуска и один запуск вчетверо "
-        f"длиннее. {THIN}"
+        "Награда и KL к SFT-модели при равном числе шагов обучения: четыре слитых запуска и один запуск "
+        f"вчетверо длиннее. {THIN}"
     )
     every = [row for rows, _ in found.values() for row in rows]
     return Shown([ax], "plane", caption, data_of([sft, *every], "kl", "reward"))
@@ -657,6 +660,7 @@ def _forest_row(v: Verdict, short: bool) -> str:
     said = html.escape(v.effect)
     head = f'<svg class="row" viewBox="0 0 {WIDTH} {ROW}" role="img" aria-label="{said}">'
     effect = v.effect_alone if v.between and v.comparison.measure == "reward" else v.effect
+    effect = effect if v.between or short else "—"
     cells = [f'<th scope="row">{name}</th>', f"<td>{head}{''.join(parts)}</svg></td>"]
     cells.append(f'<td class="n">{html.escape(effect)}</td>')
     if not short:

@@ -19,7 +19,7 @@ def test_the_picture_is_a_figure_of_the_report(built: Path, page: str) -> None:
 
 
 def test_the_head_says_when_from_what_and_how_long_and_what_was_found(page: str) -> None:
-    where = r"\d\d\.\d\d\.\d{4} · коммит abc123 · 3 мин вычислений · Apache-2.0"
+    where = r"\d\d\.\d\d\.\d{4} · коммит abc123 · 3 мин вычислений без исследований · Apache-2.0"
     assert re.search(rf'<p class="byline">{where}</p>', page)
     assert '<meta name="description" content="Первое: одно. Второе.">' in page
 
@@ -94,7 +94,7 @@ def test_numbers_made_by_other_code_are_named(
     assert f"numbers of {name} were made by other code of the method; `make fresh` makes" in said
     page = (copy / "runs/warp_report.html").read_text(encoding="utf-8")
     made = (
-        f"Другой версией кода метода получены числа разделов (раздел — коммит): {name} — 0ldc0de; "
+        f"После коммита 0ldc0de, на котором получены числа разделов {name}, код метода изменился; "
     )
     assert "коммит 0ldc0de, abc123" in page
     assert f"{made}make fresh вычисляет их заново." in page
@@ -102,4 +102,6 @@ def test_numbers_made_by_other_code_are_named(
     seal_json(path, origins)
     assert main([], copy) == 0
     assert "other code" not in capsys.readouterr().out
-    assert "Другой версией" not in (copy / "runs/warp_report.html").read_text(encoding="utf-8")
+    assert "код метода изменился" not in (copy / "runs/warp_report.html").read_text(
+        encoding="utf-8"
+    )

@@ -28,7 +28,7 @@ def test_front_conclusion_compares_each_run_with_the_front_at_its_kl():
     ]
     *_, first, second, third = front.front_conclusion({"front": FRONT, "front_runs": runs})
     assert first.endswith(
-        "Запуск 1: награда фронта при том же KL минус его награда — 0,30\u00a0±\u00a00,10 балла "
+        "Запуск 1: награда фронта при той же KL минус его награда — 0,30\u00a0±\u00a00,10 балла "
         "(ошибка оценки, одно обучение)."
     )
     assert "за концами фронта" in second
