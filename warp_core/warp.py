@@ -7,13 +7,15 @@ those that the store does not have, side by side where it can.
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from warp_core.config import FrontConfig, WarpConfig
-from warp_core.engine.local import LocalEngine
+from warp_core.engine.choice import engine_of
+from warp_core.engine.driver import Engine
 from warp_core.engine.memory import needed_bytes
 from warp_core.engine.precision import check_precision
 from warp_core.engine.progress import bar
@@ -115,13 +117,15 @@ class Experiment(Parts):
     def resources(self, store: Store) -> Iterator[None]:
         """Memory and disk for what is missing, and a precision that this machine can do."""
         check_precision(self.config.precision)
-        with self.engine().resources(self.run_bytes, store, self.wanted(), self.kept()):
+        with self.engine.resources(store, self.wanted(), self.kept()):
             yield
 
-    def engine(self) -> LocalEngine:
+    @cached_property
+    def engine(self) -> Engine:
         """Its runs side by side, as many as differ."""
         c = self.config
-        return LocalEngine(c.workers, 1 if c.shared_run_seed else c.runs, bar(c.name))
+        useful = 1 if c.shared_run_seed else c.runs
+        return engine_of(c.engine, self.run_bytes, c.workers, useful, bar(c.name))
 
 
 # What people call
@@ -147,7 +151,7 @@ def run_warp(config: WarpConfig, run_dir: Path | str | None = None) -> Summary:
 def _run(e: Experiment, store: Store, run_dir: Path) -> Summary:
     wanted = e.wanted()
     try:
-        e.engine().make(store, wanted, e.kept())
+        e.engine.make(store, wanted, e.kept())
     finally:  # what was logged stays, whatever happened
         runs = [list(enumerate(thetas, start=1)) for thetas, *_ in e.iterations]
         rows = [
@@ -199,7 +203,7 @@ def run_front(
         wanted = [evaluation for _, evaluation in missing]
         wanted += [e.judged(each) for each in wanted] if config.judge else []
         if wanted:
-            e.engine().make(store, wanted, e.kept())
+            e.engine.make(store, wanted, e.kept())
             e.show(store, run_dir)
         for point, evaluation in missing:
             answers = read_completions(store.path(evaluation))
