@@ -31,12 +31,15 @@ class LocalEngine(Engine):
     def __init__(
         self, workers: int = 0, useful: int = 0, look: Look = lambda _: None, each: int = 0
     ) -> None:
-        """So many workers; 0: one a GPU, or one a core; but no more than are useful, or have memory if
-        `useful` is 0."""
+        """So many workers; 0: one a GPU, or one a core; but no more than are useful (0: all are, and as
+        many have a place as have memory)."""
         super().__init__(look, each)
         self.gpus, cores = visible_gpus(), torch.get_num_threads()
-        most = useful or fitting(each, len(self.gpus) or 1)
-        self.workers = min(workers or len(self.gpus) or cores, most)
+        self.workers = workers or len(self.gpus) or cores
+        if useful:
+            self.workers = min(self.workers, useful)
+        elif not workers:
+            self.workers = min(self.workers, fitting(each, len(self.gpus) or 1))
         self.threads = max(1, cores // self.workers)
 
     def opened(self, store: Store) -> AbstractContextManager[None]:

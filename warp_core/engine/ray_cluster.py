@@ -110,7 +110,7 @@ def side_by_side(
         raise ConfigError(
             f"engine: 'ray' given; a run wants {wish}, and no machine of the cluster has that ({has})"
         )
-    workers = min(asked or room(1), useful or room(1))
+    workers = min(asked or room(1), useful or asked or room(1))
     if workers > room(1):
         raise ConfigError(
             f"workers: {asked} given; each wants {wish}, and the cluster has room for {room(1)} ({has})"
