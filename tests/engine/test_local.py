@@ -45,17 +45,23 @@ def make(out, what, size, reads, journal, fault, work=None):
         time.sleep(2)  # until that is known
     if fault in ("waits", "goes on"):
         try:
-            time.sleep(60)
+            wait()
         except KeyboardInterrupt:
             append_jsonl(journal, {"what": f"{what} interrupted", "pid": os.getpid()})
             if fault == "waits":
                 raise
-            time.sleep(60)
+            wait()
     text = "".join([*((folder / "text").read_text().strip() for folder in reads), what])
     if size:
         out = out / "weights"
         out.mkdir()
     (out / "text").write_text(text.ljust(size))
+
+
+def wait(seconds=60):
+    """Not at one stroke: Ray interrupts Python, and no call into the system."""
+    for _ in range(10 * seconds):
+        time.sleep(0.1)
 
 
 def make_task(journal, what, *reads, size=0, fault="", steps=0, scratch=0):

@@ -30,7 +30,7 @@ from warp_core.warp import Experiment, run_warp
 ray = pytest.importorskip("ray", reason="Ray has no wheel for this Python or system")
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from warp_core.engine.ray_cluster import Machine, RayEngine, environment, side_by_side  # noqa: E402
+from warp_core.engine.ray_cluster import Machine, RayEngine, connected, environment, side_by_side  # noqa: E402
 
 SMALL = {"object_store_memory": 80 * 2**20, "memory": 4 * 10**9}
 # So that a dead machine is noticed within two seconds.
@@ -102,6 +102,13 @@ def machines():
         machines.cluster.shutdown()
 
 
+@pytest.fixture(scope="module")
+def connection(machines):
+    """One for the tests from here on: each would begin its machines' processes anew."""
+    with connected():
+        yield
+
+
 @pytest.fixture
 def journal(tmp_path) -> Path:
     return tmp_path / "journal.jsonl"
@@ -127,111 +134,9 @@ def bits(folder: Path) -> dict[str, object]:
     return found
 
 
-# The same bits, whatever happens
-
-
 @pytest.fixture(scope="module")
 def params(make_tiny_params):
     return make_tiny_params(iterations=1, steps=40, checkpoint_every=10, workers=2, judge="vader")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(params, tmp_path_factory):
-    """By processes of this machine."""
-    folder = tmp_path_factory.mktemp("local") / "run"
-    run_warp(WarpConfig(**params, run_dir=str(folder)))
-    found = bits(folder)
-    assert len(found) == 6
-    return found
-
-
-def test_a_machine_is_killed_while_it_trains_merges_and_evaluates(
-    machines, params, undisturbed, tmp_path
-):
-    config = WarpConfig(**params, engine="ray", run_dir=str(tmp_path / "run"))
-    e, store = Experiment(config), Store(tmp_path / "store")
-    (thetas, slerp, _), (_, warp) = e.iterations[0], e.evaluations()
-    killed = []
-    with ThreadPoolExecutor(1) as pool, ExitStack() as merge, ExitStack() as evaluation:
-        merge.enter_context(
-            store._locked(slerp.name)
-        )  # so that they are at work when they are killed
-        evaluation.enter_context(store._locked(warp.name))
-        driver = pool.submit(run_warp, config)
-        wait_for(lambda: len(store.rows(thetas[1])) > 15)
-        for task, lock in ((thetas[1], None), (slerp, merge), (warp, evaluation)):
-            machines.kill(machines.computing(f"ray::{task.label}"))
-            killed.append(task.label)
-            if lock:
-                lock.close()
-        driver.result(60)
-    assert killed == [
-        "tiny, iteration 1, run 2",
-        "tiny, iteration 1, SLERP",
-        "tiny, WARP evaluated",
-    ]
-    assert bits(tmp_path / "run") == undisturbed
-
-
-def test_a_driver_that_is_killed_leaves_no_task_and_goes_on(
-    machines, params, undisturbed, tmp_path
-):
-    config = params | {"engine": "ray", "run_dir": str(tmp_path / "run")}
-    driver = subprocess.Popen([sys.executable, "-c", RUN, json.dumps(config)])
-    store = Store(tmp_path / "store")
-    thetas = Experiment(WarpConfig(**config)).iterations[0][0]
-    wait_for(lambda: any(len(store.rows(theta)) > 15 for theta in thetas))
-    driver.kill()
-    driver.wait()
-    wait_for(
-        lambda: (
-            not any(
-                "ray::tiny" in " ".join(p.info["cmdline"] or [])
-                for p in psutil.process_iter(["cmdline"])
-            )
-        )
-    )
-    assert unfinished(store)
-    run_warp(WarpConfig(**config))
-    assert bits(tmp_path / "run") == undisturbed
-
-
-# Tasks
-
-
-def test_ours_is_not_retried_a_death_is_three_times_and_the_rest_is_kept(machines, store, journal):
-    first = make_task(journal, "first")
-    raised, broken, killed = (
-        make_task(journal, fault, first, fault=fault, steps=steps)
-        for fault, steps in (("raises", 0), ("breaks", 0), ("killed", 3))
-    )
-    needs, fine = make_task(journal, "needs", killed), make_task(journal, "fine", first)
-    errors = RayEngine().compute(store, [raised, broken, killed, needs, fine])
-    said = errors[raised.name]
-    assert (type(said), str(said)) == (TrainingError, "task raises: said so")
-    assert isinstance(errors[broken.name], KeyError)
-    assert errors[needs.name] is errors[killed.name]
-    assert isinstance(errors[killed.name], DiedError)
-    assert str(errors[killed.name]).startswith(
-        "task killed behind step 2: its process died; killed,"
-    )
-    assert sorted(calls(journal)) == ["breaks", "fine", "first", *["killed"] * 3, "raises"]
-    assert text_of(store, fine) == "firstfine"
-    assert {row["threads"] for row in read_jsonl(journal) if row["what"] != "first"} == {1}
-
-
-def test_ctrl_c_ends_the_tasks_and_says_where_they_stood(machines, store, journal):
-    first = make_task(journal, "first")
-    waiting = [make_task(journal, what, first, fault="waits", steps=3) for what in "ab"]
-    threading.Thread(target=interrupt, args=(journal, ["a", "b"]), daemon=True).start()
-    with (
-        terminated_as_interrupted(),
-        pytest.raises(Interrupted, match="task a behind step 2, task b"),
-    ):
-        RayEngine().compute(store, waiting)
-    assert {"a interrupted", "b interrupted"} <= {*calls(journal)}
-    assert len(unfinished(store)) == 2
-    assert not ray.is_initialized()
 
 
 # Room
@@ -293,19 +198,18 @@ def refused(params, tmp_path, said, **changes):
         )
     assert "\n" not in str(caught.value)
     assert time.monotonic() - start < 20
-    assert not ray.is_initialized()
     assert not [*tmp_path.iterdir()]
 
 
-def test_more_workers_than_the_cluster_has(machines, params, tmp_path):
-    said = "workers: 9 given; each wants a CPU and about .* GB, and the cluster has room for 2"
-    refused(params, tmp_path, said, workers=9, runs=9)
+def test_ray_is_imported_only_when_it_is_asked_for():
+    program = "import sys, warp_core.warp, warp_core.study\nsys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+    assert type(engine_of("local", 0, 1)).__name__ == "LocalEngine"
 
 
-def test_more_memory_than_a_machine_has(machines, params, tmp_path, monkeypatch):
-    monkeypatch.setattr("warp_core.warp.needed_bytes", lambda sizes: 7 * 10**9)
-    said = r"a run wants a CPU and about 7.0 GB, and no machine of the cluster has that \(.* 4.0 GB"
-    refused(params, tmp_path, said)
+def test_ray_that_is_not_installed(params, monkeypatch, tmp_path):
+    monkeypatch.setattr("warp_core.engine.choice.find_spec", lambda name: None)
+    refused(params, tmp_path, "engine: 'ray' given; Ray is not installed: `pip install -e")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "192.0.2.77:6379", "nowhere.invalid:6379", "x"])
@@ -319,7 +223,18 @@ def test_a_cluster_of_another_version(machines, params, tmp_path, monkeypatch):
     refused(params, tmp_path, "it has another version of Ray or Python than this program")
 
 
-def test_a_folder_that_is_not_shared(machines, params, tmp_path):
+def test_more_workers_than_the_cluster_has(connection, params, tmp_path):
+    said = "workers: 9 given; each wants a CPU and about .* GB, and the cluster has room for 2"
+    refused(params, tmp_path, said, workers=9, runs=9)
+
+
+def test_more_memory_than_a_machine_has(connection, params, tmp_path, monkeypatch):
+    monkeypatch.setattr("warp_core.warp.needed_bytes", lambda sizes: 7 * 10**9)
+    said = r"a run wants a CPU and about 7.0 GB, and no machine of the cluster has that \(.* 4.0 GB"
+    refused(params, tmp_path, said)
+
+
+def test_a_folder_that_is_not_shared(connection, params, tmp_path):
     """/proc/self/fd/N is a folder of this process alone."""
     handle = os.open(tmp_path, os.O_RDONLY)
     try:
@@ -332,12 +247,104 @@ def test_a_folder_that_is_not_shared(machines, params, tmp_path):
         os.close(handle)
 
 
-def test_ray_that_is_not_installed(params, monkeypatch, tmp_path):
-    monkeypatch.setattr("warp_core.engine.choice.find_spec", lambda name: None)
-    refused(params, tmp_path, "engine: 'ray' given; Ray is not installed: `pip install -e")
+# The same bits, whatever happens
 
 
-def test_ray_is_imported_only_when_it_is_asked_for():
-    program = "import sys, warp_core.warp, warp_core.study\nsys.exit('ray' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
-    assert type(engine_of("local", 0, 1)).__name__ == "LocalEngine"
+@pytest.fixture(scope="module")
+def undisturbed(params, tmp_path_factory):
+    """By processes of this machine."""
+    folder = tmp_path_factory.mktemp("local") / "run"
+    run_warp(WarpConfig(**params, run_dir=str(folder)))
+    found = bits(folder)
+    assert len(found) == 6
+    return found
+
+
+def test_a_machine_is_killed_while_it_trains_merges_and_evaluates(
+    machines, connection, params, undisturbed, tmp_path
+):
+    config = WarpConfig(**params, engine="ray", run_dir=str(tmp_path / "run"))
+    e, store = Experiment(config), Store(tmp_path / "store")
+    (thetas, slerp, _), (_, warp) = e.iterations[0], e.evaluations()
+    killed = []
+    with ThreadPoolExecutor(1) as pool, ExitStack() as merge, ExitStack() as evaluation:
+        merge.enter_context(
+            store._locked(slerp.name)
+        )  # so that they are at work when they are killed
+        evaluation.enter_context(store._locked(warp.name))
+        driver = pool.submit(run_warp, config)
+        wait_for(lambda: len(store.rows(thetas[1])) > 15)
+        for task, lock in ((thetas[1], None), (slerp, merge), (warp, evaluation)):
+            machines.kill(machines.computing(f"ray::{task.label}"))
+            killed.append(task.label)
+            if lock:
+                lock.close()
+        driver.result(60)
+    assert killed == [
+        "tiny, iteration 1, run 2",
+        "tiny, iteration 1, SLERP",
+        "tiny, WARP evaluated",
+    ]
+    assert bits(tmp_path / "run") == undisturbed
+
+
+def test_a_driver_that_is_killed_leaves_no_task_and_goes_on(
+    machines, connection, params, undisturbed, tmp_path
+):
+    config = params | {"engine": "ray", "run_dir": str(tmp_path / "run")}
+    driver = subprocess.Popen([sys.executable, "-c", RUN, json.dumps(config)])
+    store = Store(tmp_path / "store")
+    thetas = Experiment(WarpConfig(**config)).iterations[0][0]
+    wait_for(lambda: any(len(store.rows(theta)) > 15 for theta in thetas))
+    driver.kill()
+    driver.wait()
+    wait_for(
+        lambda: (
+            not any(
+                "ray::tiny" in " ".join(p.info["cmdline"] or [])
+                for p in psutil.process_iter(["cmdline"])
+            )
+        )
+    )
+    assert unfinished(store)
+    run_warp(WarpConfig(**config))
+    assert bits(tmp_path / "run") == undisturbed
+
+
+# Tasks
+
+
+def test_ours_is_not_retried_a_death_is_three_times_and_the_rest_is_kept(
+    connection, store, journal
+):
+    first = make_task(journal, "first")
+    raised, broken, killed = (
+        make_task(journal, fault, first, fault=fault, steps=steps)
+        for fault, steps in (("raises", 0), ("breaks", 0), ("killed", 3))
+    )
+    needs, fine = make_task(journal, "needs", killed), make_task(journal, "fine", first)
+    errors = RayEngine().compute(store, [raised, broken, killed, needs, fine])
+    said = errors[raised.name]
+    assert (type(said), str(said)) == (TrainingError, "task raises: said so")
+    assert isinstance(errors[broken.name], KeyError)
+    assert errors[needs.name] is errors[killed.name]
+    assert isinstance(errors[killed.name], DiedError)
+    assert str(errors[killed.name]).startswith(
+        "task killed behind step 2: its process died; killed,"
+    )
+    assert sorted(calls(journal)) == ["breaks", "fine", "first", *["killed"] * 3, "raises"]
+    assert text_of(store, fine) == "firstfine"
+    assert {row["threads"] for row in read_jsonl(journal) if row["what"] != "first"} == {1}
+
+
+def test_ctrl_c_ends_the_tasks_and_says_where_they_stood(connection, store, journal):
+    first = make_task(journal, "first")
+    waiting = [make_task(journal, what, first, fault="waits", steps=3) for what in "ab"]
+    threading.Thread(target=interrupt, args=(journal, ["a", "b"]), daemon=True).start()
+    with (
+        terminated_as_interrupted(),
+        pytest.raises(Interrupted, match="task a behind step 2, task b"),
+    ):
+        RayEngine().compute(store, waiting)
+    assert {"a interrupted", "b interrupted"} <= {*calls(journal)}
+    assert len(unfinished(store)) == 2
