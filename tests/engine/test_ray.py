@@ -5,6 +5,7 @@ One cluster serves all tests; a machine that a test kills is replaced. Skipped w
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -27,11 +28,14 @@ from warp_core.store.results import Store
 from warp_core.store.signals import terminated_as_interrupted
 from warp_core.warp import Experiment, run_warp
 
+# Ray reads it once, when it is imported.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 ray = pytest.importorskip("ray", reason="Ray has no wheel for this Python or system")
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from warp_core.engine.ray_cluster import Machine, RayEngine, connected, environment, side_by_side  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"object_store_memory": 80 * 2**20, "memory": 4 * 10**9}
 # So that a dead machine is noticed within two seconds.
 CHECKS = {
@@ -90,7 +94,6 @@ def machines():
         for check, value in CHECKS.items():
             patch.setenv(f"RAY_health_check_{check}", value)
         patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # what else runs here is not the tests'
-        patch.setenv("RAY_AUTH_MODE", "disabled")  # Ray reads it once
         tests = Path(__file__).parent
         patch.setenv(
             "PYTHONPATH", os.pathsep.join(map(str, (tests.parents[1], tests.parent, tests)))
@@ -348,3 +351,39 @@ def test_ctrl_c_ends_the_tasks_and_says_where_they_stood(connection, store, jour
         RayEngine().compute(store, waiting)
     assert {"a interrupted", "b interrupted"} <= {*calls(journal)}
     assert len(unfinished(store)) == 2
+
+
+# On SLURM
+
+
+def test_the_slurm_script_begins_a_cluster_and_its_lines_are_sbatchs(tmp_path):
+    script = ROOT / "params/slurm.sh"
+    text = script.read_text()
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    head = text[: text.index("set -euo pipefail")].splitlines()
+    asked = [line.split() for line in head if line.startswith("#SBATCH")]
+    known = {"job-name", "nodes", "ntasks-per-node", "cpus-per-task", "mem", "time", "output"}
+    assert {re.fullmatch(r"--([a-z-]+)=\S+", line[1])[1] for line in asked} == known
+    assert all(len(line) == 2 for line in asked)
+    assert "#SBATCH" not in text[text.index("set -euo pipefail") :]  # sbatch reads no further
+    bin = tmp_path / ".venv/bin"
+    bin.mkdir(parents=True)
+    said = 'echo "$RAY_AUTH_MODE $(cat "$RAY_AUTH_TOKEN_PATH" | wc -c) $*"'
+    for name, does in (("srun", '"$@"'), ("scontrol", "echo one; echo two"), ("ray", said)):
+        (bin / name).write_text(f"#!/bin/bash\n{does}\n")
+        (bin / name).chmod(0o755)
+    (bin / "python").symlink_to(sys.executable)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "x", "SLURM_NNODES": "2"}
+    job |= {"SLURM_CPUS_PER_TASK": "8"}
+    ran = subprocess.run(
+        [script, "-p", "name", "a b"],
+        cwd=tmp_path,
+        env=os.environ | job,
+        capture_output=True,
+        text=True,
+    )
+    start, command = ran.stdout.split(" -- ")
+    assert start.startswith("token 65 symmetric-run --address one:6379 --min-nodes 2 --num-cpus 8")
+    assert command.startswith("env RAY_ADDRESS=one:6379 papermill notebooks/experiment.ipynb runs/")
+    assert command.endswith("-p name a b\n")
+    assert not [*(tmp_path / "runs").iterdir()]  # the token is gone

@@ -1,5 +1,6 @@
 """The engine that is asked for."""
 
+import os
 from importlib.util import find_spec
 
 from warp_core.engine.driver import Engine, Look
@@ -24,6 +25,7 @@ def engine_of(
             "engine: 'ray' given; Ray is not installed: `pip install -e .[ray]` does that, and engine: "
             "local needs nothing"
         )
-    from warp_core.engine.ray_cluster import RayEngine  # which imports ray
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "12")  # seconds; read when ray is imported
+    from warp_core.engine.ray_cluster import RayEngine
 
     return RayEngine(workers, useful, look, each)

@@ -21,7 +21,13 @@ from typing import Any
 
 import ray
 from ray._private.services import canonicalize_bootstrap_address
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import (
+    AuthenticationError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from warp_core.engine.driver import Ended, Engine, Hands, Look, threads_set
@@ -150,12 +156,10 @@ def connected() -> Iterator[None]:
     here = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        address = canonicalize_bootstrap_address(None)  # type: ignore[arg-type]
-        if address:
-            host, _, port = address.rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+        address = _answering()
         store = None if address else 100 * 1024 * 1024  # bytes, of which nothing is used
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, object_store_memory=store)
+        where = {"address": None if address else "local", "object_store_memory": store}
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
     except (OSError, ValueError, RuntimeError, RayError) as error:
         raise ConfigError(_not_connected(error)) from None
     finally:
@@ -167,19 +171,32 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
+def _answering() -> str | None:
+    """The cluster's address; None where one is to begin here. OSError where that given is nobody's."""
+    address = canonicalize_bootstrap_address(None)  # type: ignore[arg-type]
+    if address:
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+        except OSError:
+            if os.environ.get("RAY_ADDRESS"):
+                raise
+            return None  # of a cluster that has ended
+    return address
+
+
 def _not_connected(error: Exception) -> str:
-    where = f"RAY_ADDRESS is {os.environ['RAY_ADDRESS']!r}" if "RAY_ADDRESS" in os.environ else ""
-    begun = "engine: 'ray' given; " + (where or "a cluster was begun on this machine")
-    said = " ".join(str(error).split())
+    given = os.environ.get("RAY_ADDRESS")
+    where = f"RAY_ADDRESS is {given!r}" if given else "a cluster was begun on this machine"
+    said = " ".join(f"{error} {error.__cause__ or ''}".split())
     if "ersion mismatch" in said:
-        return f"{begun}; it has another version of Ray or Python than this program: {said:.300}"
-    if "uthenticat" in said or "token" in said.lower():
-        return (
-            f"{begun}; it refused this program's token: RAY_AUTH_MODE=token and one ~/.ray/auth_token are "
-            "needed on every machine"
-        )
-    said = f"{begun}; nothing answers there ({said:.200})"
-    return f"{said}: `ray start --head` begins a cluster, `ray stop` forgets it"
+        why = f"it has another version of Ray or Python than this program: {said:.300}"
+    elif "InvalidAuthToken" in said or isinstance(error, AuthenticationError):
+        why = "it refused this program's token: RAY_AUTH_MODE=token and one ~/.ray/auth_token are needed"
+        why += " on every machine"
+    else:
+        why = f"nothing answers there ({said:.200}): `ray start --head` begins a cluster"
+    return f"engine: 'ray' given; {where}; {why}"
 
 
 def check_shared(folder: Path, machines: Sequence[Machine], runtime_env: dict[str, Any]) -> None:
