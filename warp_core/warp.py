@@ -7,7 +7,6 @@ those that the store does not have, side by side where it can.
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 
 from warp_core.config import FrontConfig, WarpConfig
 from warp_core.engine.choice import engine_of
-from warp_core.engine.driver import Engine
 from warp_core.engine.memory import needed_bytes
 from warp_core.engine.precision import check_precision
 from warp_core.engine.progress import bar
@@ -55,6 +53,8 @@ class Experiment(Parts):
             theta_init = self.merged(theta_init, [theta_slerp], f"iteration {i}, LITI", c.eta)  # 13
             self.iterations.append((thetas, theta_slerp, theta_init))
         self.warp = theta_init
+        useful = 1 if c.shared_run_seed else c.runs  # side by side
+        self.engine = engine_of(c.engine, self.run_bytes, c.workers, useful, bar(c.name))
 
     def front(self, etas: Sequence[float]) -> list[tuple[dict[str, float], Task]]:
         """Its points, evaluated: by η from θ_sft to θ_slerp^I; by run the last θ^m that stay."""
@@ -119,13 +119,6 @@ class Experiment(Parts):
         check_precision(self.config.precision)
         with self.engine.resources(store, self.wanted(), self.kept()):
             yield
-
-    @cached_property
-    def engine(self) -> Engine:
-        """Its runs side by side, as many as differ."""
-        c = self.config
-        useful = 1 if c.shared_run_seed else c.runs
-        return engine_of(c.engine, self.run_bytes, c.workers, useful, bar(c.name))
 
 
 # What people call
