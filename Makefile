@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
+ENGINE ?= local
+NEEDED := $(READY) $(if $(filter ray,$(ENGINE)),.venv/.ray)
 # nbstripout keeps papermill's metadata unless told; .pre-commit-config.yaml says the same.
 STRIP := nbstripout --keep-id --extra-keys "metadata.papermill cell.metadata.papermill"
 
@@ -30,39 +32,39 @@ help:
 	@echo "make clean      remove caches and runs/smoke"
 	@echo "make distclean  remove .venv and all of runs/ too"
 
-report: $(READY)
+report: $(NEEDED)
 	@$(BIN)/python -m warp_core.world.assets > /dev/null
-	@$(BIN)/python -m reports.build
+	@$(BIN)/python -m reports.build --engine $(ENGINE)
 
-publish: $(READY)
+publish: $(NEEDED)
 	@$(BIN)/python -m warp_core.world.assets > /dev/null
-	@$(BIN)/python -m reports.build --publish
+	@$(BIN)/python -m reports.build --engine $(ENGINE) --publish
 
-fresh: $(READY)
+fresh: $(NEEDED)
 	@$(BIN)/python -m warp_core.world.assets > /dev/null
-	@$(BIN)/python -m reports.build --fresh
+	@$(BIN)/python -m reports.build --engine $(ENGINE) --fresh
 
-smoke: $(READY)
+smoke: $(NEEDED)
 	@$(BIN)/python -m warp_core.world.assets > /dev/null
-	@$(BIN)/python -m reports.build --smoke
+	@$(BIN)/python -m reports.build --engine $(ENGINE) --smoke
 
-studies: $(READY)
-	@$(BIN)/python -m warp_core.world.assets > /dev/null
-	@$(BIN)/python -m warp_core.world.reward_training
-	@$(BIN)/python -m reports.build.studies params/study_*.yaml $(ARGS)
-
-study: $(READY)
+studies: $(NEEDED)
 	@$(BIN)/python -m warp_core.world.assets > /dev/null
 	@$(BIN)/python -m warp_core.world.reward_training
-	@$(BIN)/python -m reports.build.studies params/study_$(NAME).yaml $(ARGS)
+	@$(BIN)/python -m reports.build.studies params/study_*.yaml --engine $(ENGINE) $(ARGS)
 
-test: $(READY)
+study: $(NEEDED)
+	@$(BIN)/python -m warp_core.world.assets > /dev/null
+	@$(BIN)/python -m warp_core.world.reward_training
+	@$(BIN)/python -m reports.build.studies params/study_$(NAME).yaml --engine $(ENGINE) $(ARGS)
+
+test: .venv/.dev
 	$(BIN)/python -m pytest
 
-torture: $(READY)
+torture: .venv/.dev
 	PYTHONPATH=tests $(BIN)/python -m torture
 
-lint: $(READY)
+lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -83,9 +85,14 @@ bench: $(READY) .venv-trl/.installed .venv-mergekit/.installed
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {v}: make PYTHON=/path/to/python3.11 …")'
-	@echo "making .venv with all dependencies: a few minutes, the first time alone"
+	@echo "making .venv with all that the report needs: a few minutes, the first time alone"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+# Extras of pyproject.toml: what tests need beside it, what ENGINE=ray does.
+.venv/.dev .venv/.ray: .venv/.%: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$*]'
 	@touch $@
 
 clean:

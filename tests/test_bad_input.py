@@ -48,7 +48,7 @@ INTEGERS = {
     "train_sentences",
 }
 TEXTS = {"prompts_split", "title", "policy", "prompts", "reward_body"}
-CHOICES = {"baseline", "anchor", "precision", "keep_weights", "merge", "chat_template"}
+CHOICES = {"baseline", "anchor", "precision", "keep_weights", "merge", "chat_template", "engine"}
 
 never_a_number = st.one_of(
     st.none(),

@@ -28,12 +28,12 @@ STORE = Path("runs/store")
 NAMES = {*NOT_COMPARED, "name", "eval_every"}  # keys that decide nothing
 
 
-def run_study(study: Study) -> list[Row]:
+def run_study(study: Study, engine: str = "local") -> list[Row]:
     """Compute what has no row yet, and return all rows; raises what `run_studies` raises."""
-    return run_studies([study])[0]
+    return run_studies([study], engine)[0]
 
 
-def run_studies(studies: Sequence[Study]) -> list[list[Row]]:
+def run_studies(studies: Sequence[Study], engine: str = "local") -> list[list[Row]]:
     """`run_study` of each, in one pool, a seed of all of them at a time: runs that they share are
     computed once, and their weights dropped behind their last evaluation.
 
@@ -41,7 +41,7 @@ def run_studies(studies: Sequence[Study]) -> list[list[Row]]:
     what `warp_core.engine.tables.complete` raises.
     """
     tables = tables_of(studies)
-    complete(tables, Store(STORE), "studies")
+    complete(tables, Store(STORE), "studies", engine)
     return [table.in_order() for table in tables]
 
 

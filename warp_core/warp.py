@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from warp_core.config import FrontConfig, WarpConfig
-from warp_core.engine.local import LocalEngine
+from warp_core.engine.choice import engine_of
 from warp_core.engine.memory import needed_bytes
 from warp_core.engine.precision import check_precision
 from warp_core.engine.progress import bar
@@ -53,6 +53,8 @@ class Experiment(Parts):
             theta_init = self.merged(theta_init, [theta_slerp], f"iteration {i}, LITI", c.eta)  # 13
             self.iterations.append((thetas, theta_slerp, theta_init))
         self.warp = theta_init
+        useful = 1 if c.shared_run_seed else c.runs  # side by side
+        self.engine = engine_of(c.engine, self.run_bytes, c.workers, useful, bar(c.name))
 
     def front(self, etas: Sequence[float]) -> list[tuple[dict[str, float], Task]]:
         """Its points, evaluated: by η from θ_sft to θ_slerp^I; by run the last θ^m that stay."""
@@ -115,13 +117,8 @@ class Experiment(Parts):
     def resources(self, store: Store) -> Iterator[None]:
         """Memory and disk for what is missing, and a precision that this machine can do."""
         check_precision(self.config.precision)
-        with self.engine().resources(self.run_bytes, store, self.wanted(), self.kept()):
+        with self.engine.resources(store, self.wanted(), self.kept()):
             yield
-
-    def engine(self) -> LocalEngine:
-        """Its runs side by side, as many as differ."""
-        c = self.config
-        return LocalEngine(c.workers, 1 if c.shared_run_seed else c.runs, bar(c.name))
 
 
 # What people call
@@ -147,7 +144,7 @@ def run_warp(config: WarpConfig, run_dir: Path | str | None = None) -> Summary:
 def _run(e: Experiment, store: Store, run_dir: Path) -> Summary:
     wanted = e.wanted()
     try:
-        e.engine().make(store, wanted, e.kept())
+        e.engine.make(store, wanted, e.kept())
     finally:  # what was logged stays, whatever happened
         runs = [list(enumerate(thetas, start=1)) for thetas, *_ in e.iterations]
         rows = [
@@ -199,7 +196,7 @@ def run_front(
         wanted = [evaluation for _, evaluation in missing]
         wanted += [e.judged(each) for each in wanted] if config.judge else []
         if wanted:
-            e.engine().make(store, wanted, e.kept())
+            e.engine.make(store, wanted, e.kept())
             e.show(store, run_dir)
         for point, evaluation in missing:
             answers = read_completions(store.path(evaluation))

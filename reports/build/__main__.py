@@ -1,6 +1,6 @@
 """Run what is not done of the report, then compile it.
 
-    python -m reports.build [--smoke] [--only-compile] [--fresh] [--publish]
+    python -m reports.build [--smoke] [--only-compile] [--fresh] [--publish] [--engine ray]
 
 The page and the picture lie below runs/, so that nobody's own run changes a file of the repository;
 `--publish` copies them to reports/, and puts the table of results into README.
@@ -44,6 +44,9 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         "--fresh", action="store_true", help="first forget what other code computed"
     )
     parser.add_argument("--publish", action="store_true", help="and copy them to reports/")
+    parser.add_argument(
+        "--engine", choices=["local", "ray"], default="local", help="of experiments"
+    )
     options = parser.parse_args(argv)
     if options.smoke and options.publish:
         parser.error("a trial is not published")
@@ -55,7 +58,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
             if options.fresh:
                 forget_other_code(project)
             if not options.only_compile:
-                run_sections(project)
+                run_sections(project, options.engine)
             made = {project.page: compile_report(project).encode()}
             if (png := picture(project)) is not None:
                 made[project.page.with_name("results.png")] = png

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from reports.build.faults import ReportError
 from reports.build.plan import Project, Section
 from warp_core.config import ConfigError, FrontConfig, WarpConfig
-from warp_core.engine.local import LocalEngine
-from warp_core.engine.memory import available_bytes
+from warp_core.engine.choice import engine_of
 from warp_core.engine.precision import check_precision
 from warp_core.engine.progress import Progress
 from warp_core.store.errors import MessageOnly
@@ -17,7 +16,10 @@ from warp_core.warp import RESULTS, Experiment, missing_of_front
 
 
 def compute(
-    project: Project, sections: Sequence[Section], look: Callable[[Progress], None]
+    project: Project,
+    sections: Sequence[Section],
+    look: Callable[[Progress], None],
+    engine: str = "local",
 ) -> None:
     """Make what the notebooks of these sections will show; they find it in the store.
 
@@ -39,10 +41,9 @@ def compute(
             wanted += experiment.wanted()
         keep += experiment.kept()
     each = max(experiment.run_bytes for experiment in experiments.values())
-    fit = max(1, available_bytes() // each)
-    engine, store = LocalEngine(useful=int(fit), look=look), Store(project.runs / "store")
-    with engine.resources(each, store, wanted, keep):
-        errors = engine.compute(store, wanted, keep)
+    store, everything = Store(project.runs / "store"), engine_of(engine, each, look=look)
+    with everything.resources(store, wanted, keep):
+        errors = everything.compute(store, wanted, keep)
     if errors:
         said = dict.fromkeys(_said(error) for error in errors.values())
         raise ReportError(

@@ -43,8 +43,8 @@ class Running:
     began: float
 
 
-def run_sections(project: Project) -> None:
-    """Run what is not done.
+def run_sections(project: Project, engine: str = "local") -> None:
+    """Run what is not done; the experiments where `engine` says.
 
     Raises ReportError with the cell and its error if one fails; what the run folders hold stays.
     """
@@ -55,7 +55,7 @@ def run_sections(project: Project) -> None:
         from reports.build import pool  # torch, which a build with nothing to do need not wait for
 
         start = time.monotonic()
-        pool.compute(project, experiments, status.pool)
+        pool.compute(project, experiments, status.pool, engine)
         status.finished("experiments", time.monotonic() - start)
     _run_notebooks([*project.stage("experiments"), *project.stage("last")], status, side_by_side=2)
 

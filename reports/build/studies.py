@@ -1,6 +1,6 @@
 """Compute what studies lack in reports/studies/.
 
-python -m reports.build.studies params/study_*.yaml [--dry-run]
+python -m reports.build.studies params/study_*.yaml [--dry-run] [--engine ray]
 """
 
 import argparse
@@ -22,13 +22,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m reports.build.studies", description=about)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--dry-run", action="store_true", help="say what would be computed")
+    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="where")
     options = parser.parse_args(argv)
     try:
         studies = [load_study(path) for path in options.files]
         if options.dry_run:
-            print(forecast(tables_of(studies), Store(STORE)))
+            print(forecast(tables_of(studies), Store(STORE), options.engine))
             return 0
-        for study, rows in zip(studies, run_studies(studies), strict=True):
+        for study, rows in zip(studies, run_studies(studies, options.engine), strict=True):
             print(f"{study.path}: {len(rows)} rows")
     except ConfigError as error:
         print(error, file=sys.stderr)

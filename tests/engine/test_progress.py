@@ -66,3 +66,14 @@ def test_time_is_left_by_run_and_an_evaluation_moves_the_bar(now, tmp_path):
     look(work)
     assert line.n == 30
     assert line.closed
+
+
+def test_a_task_that_another_machine_computes_is_said_to_be_there(tmp_path):
+    store = Store(tmp_path)
+    task = Task("run", print, {}, label="one, run 1", steps=20)
+    progress, marker = Progress(store, [task]), tmp_path / "locks" / f"{task.name}.lease"
+    marker.parent.mkdir()
+    marker.write_text("filelock/2\npid=7\nhost=node-b\nmode=lease\ntoken=0f\nduration=30.0\n")
+    assert progress.place(task) == "one, run 1 on node-b behind step 0"
+    with store._locked(Task("other", print, {}).name):
+        assert progress.place(Task("other", print, {}, label="other")) == "other"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,12 +103,26 @@ def available_bytes() -> int:
     return available
 
 
+def visible_gpus() -> list[str]:
+    """Names of this machine's GPUs, as CUDA_VISIBLE_DEVICES takes them; none without CUDA."""
+    if not torch.cuda.is_available():
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [name for name in named if name] or [str(k) for k in range(torch.cuda.device_count())]
+
+
+def fitting(each: int, gpus: int = 1) -> int:
+    """How many runs side by side have memory, at least one a GPU."""
+    return max(1, int(available_bytes() // each)) * gpus if each else sys.maxsize
+
+
 @contextmanager
-def reserved(workers: int, each: int) -> Iterator[None]:
+def reserved(workers: int, each: int, gpus: int = 1) -> Iterator[None]:
     """Memory for so many runs side by side, told to all processes of this user; once a process.
 
     Args:
         each: bytes that one wants.
+        gpus: among which they are spread, of equal memory.
 
     Raises ConfigError where they want more than there is, less what was asked for before and is not
     taken yet: two programs that start together must not both count the same bytes.
@@ -116,9 +131,10 @@ def reserved(workers: int, each: int) -> Iterator[None]:
     folder.mkdir(mode=0o700, exist_ok=True)
     mine = folder / f"{os.getpid()}.json"
     with FileLock(folder / ".lock"):
-        there = max(0, available_bytes() - _outstanding(folder))
-        if workers * each > there:
-            fit, less = there // each, "a smaller batch_size or max_new_tokens helps"
+        there = max(0, available_bytes() - _outstanding(folder)) * gpus
+        fit = there // gpus // each * gpus if each else workers
+        if workers > fit:
+            less = "a smaller batch_size or max_new_tokens helps"
             raise ConfigError(
                 f"workers: {workers} runs side by side want about {workers * each / GB:.1f} GB, "
                 f"{each / GB:.1f} GB each, and {there / GB:.1f} GB are available; "

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import statistics
 import threading
 import time
@@ -27,7 +28,7 @@ class Progress:
     """
 
     def __init__(self, store: Store, tasks: Sequence[Task], passed: Container[str] = ()) -> None:
-        self.tasks = tasks
+        self.store, self.tasks = store, tasks
         self.work = {
             task.name: task.steps or task.cost for task in tasks if task.name not in passed
         }
@@ -48,8 +49,10 @@ class Progress:
         return steps_of(log) if log else 0
 
     def place(self, task: Task) -> str:
-        """A running task and where it is, for people."""
-        return f"{task.label} behind step {self.step(task)}" if task.steps else task.label
+        """A running task and where it is, for people; on which machine, if that is another one."""
+        machine = self.store.machine(task)
+        on = f" on {machine}" if machine not in ("", socket.gethostname()) else ""
+        return f"{task.label}{on}" + (f" behind step {self.step(task)}" if task.steps else "")
 
 
 def steps_of(log: Path) -> int:

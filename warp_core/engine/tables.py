@@ -11,8 +11,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from warp_core.engine.local import LocalEngine, Schedule
+from warp_core.engine.choice import engine_of
 from warp_core.engine.progress import Progress, bar, seconds_a_step
+from warp_core.engine.schedule import Schedule
 from warp_core.store.errors import BusyError, ConfigError
 from warp_core.store.files import read_jsonl, write_jsonl
 from warp_core.store.results import Store, Task
@@ -83,14 +84,13 @@ class Table:
             write_jsonl(self.path, self.in_order())
 
 
-def complete(tables: Sequence[Table], store: Store, name: str) -> None:
+def complete(tables: Sequence[Table], store: Store, name: str, engine: str = "local") -> None:
     """Compute the rows that are missing, in one pool: what tables share is computed once.
 
-    Raises BusyError, what `LocalEngine.compute` raises, and at the end what a task raised; all else
+    Raises BusyError, what `Engine.compute` raises, and at the end what a task raised; all else
     has its row then.
     """
-    shown, engine = bar(name), LocalEngine()
-    missing, wanted, keep = _asked(tables)
+    shown, (missing, wanted, keep) = bar(name), _asked(tables)
 
     def look(progress: Progress) -> None:
         finished = {task.name for task in list(progress.finished)}
@@ -98,14 +98,15 @@ def complete(tables: Sequence[Table], store: Store, name: str) -> None:
             table.fill(store, finished)
         shown(progress)
 
-    engine.look, errors = look, dict[str, Exception]()
+    errors: dict[str, Exception] = {}
     try:
         with FileLock(store.folder.with_name(f".{name}.lock"), timeout=0):
             for table in tables:
                 table.fill(store)  # by others, or before a kill
             if wanted:
-                with engine.resources(max(entry.bytes for entry in missing), store, wanted, keep):
-                    errors = engine.compute(store, wanted, keep)
+                pool = engine_of(engine, max(entry.bytes for entry in missing), look=look)
+                with pool.resources(store, wanted, keep):
+                    errors = pool.compute(store, wanted, keep)
                 for table in tables:
                     table.fill(store)
     except Timeout:
@@ -114,18 +115,21 @@ def complete(tables: Sequence[Table], store: Store, name: str) -> None:
         raise error
 
 
-def forecast(tables: Sequence[Table], store: Store) -> str:
+def forecast(tables: Sequence[Table], store: Store, engine: str = "local") -> str:
     """What would be computed, and how long that takes by what has been computed here."""
-    engine, (_, wanted, keep) = LocalEngine(), _asked(tables)
+    missing, wanted, keep = _asked(tables)
     schedule = Schedule(store, wanted, keep)
     progress = Progress(store, schedule.tasks, schedule.passed)
     lines = [f"{t.path}: {len(t.missing)} of {len(t.entries)} rows are missing" for t in tables]
     kinds = [task.kind for task in schedule.tasks if task.name not in schedule.passed]
     lines.append(", ".join(f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds)))
-    side = f"{engine.workers} side by side, {engine.room(store, wanted, keep) / 1e9:.0f} GB of disk"
+    pool = engine_of(engine, max((entry.bytes for entry in missing), default=0))
+    with pool.opened(store):
+        room = pool.room(store, wanted, keep) / 1e9
+    side = f"{pool.workers} side by side, {room:.0f} GB of disk"
     lines.append(f"as much work as {progress.total} steps of training, {side}")
     if seconds := seconds_a_step(store):
-        hours = progress.total * seconds / engine.workers / 3600
+        hours = progress.total * seconds / pool.workers / 3600
         lines.append(f"about {hours:.1f} h, at {seconds:.1f} s a step as in the results here")
     else:
         lines.append("how long that takes is not known: nothing has been trained here yet")

@@ -16,13 +16,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from warp_core.store.files import (
     SUMS,
@@ -34,6 +34,7 @@ from warp_core.store.files import (
     sweep,
     verify,
 )
+from warp_core.store.lease import held, holder
 from warp_core.store.machine import describe_machine
 
 WEIGHTS = "weights"
@@ -169,6 +170,10 @@ class Store:
         """What a task logs while it is being computed."""
         return self._work(task) / STEPS
 
+    def machine(self, task: Task) -> str:
+        """The machine that is at work on it; empty if none is."""
+        return holder(self.folder / "locks" / task.name)
+
     def make(self, task: Task, passing: Sequence[Task] = ()) -> None:
         """Compute the result if it or its weights are not there; one process at a time does.
 
@@ -262,13 +267,9 @@ class Store:
                 shutil.rmtree(folder)
             staging.rename(folder)
 
-    @contextmanager
-    def _locked(self, name: str, seconds: float = -1) -> Iterator[None]:
+    def _locked(self, name: str, seconds: float = -1) -> AbstractContextManager[None]:
         """Held by one process, and by none when it has been killed."""
-        locks = self.folder / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"{name}.lock", seconds):
-            yield
+        return held(self.folder / "locks" / name, seconds)
 
     def _work(self, task: Task) -> Path:
         return self.folder / "unfinished" / task.name

@@ -1,0 +1,96 @@
+"""What one process of all machines holds: while it lives, and no longer."""
+
+import errno
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+import pytest
+from filelock import Timeout
+
+from warp_core.store import lease
+from warp_core.store.lease import held, holder
+
+OF_ANOTHER = "filelock/2\npid=7\nhost=node-b\nmode=lease\ntoken=0f\nduration={}\n"
+spawned = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(params=["with locks", "without"])
+def path(request, tmp_path, monkeypatch):
+    """On file systems that have locks and that have none."""
+    if request.param == "without":
+
+        def missing(*_, **__):
+            raise OSError(errno.ENOLCK, "no locks")
+
+        monkeypatch.setattr(lease, "FileLock", missing)
+    return tmp_path / "locks" / "it"
+
+
+def hold(path, holds, seconds):
+    with held(path):
+        holds.set()
+        time.sleep(seconds)
+
+
+def start(path, seconds=60.0):
+    holds = spawned.Event()
+    process = spawned.Process(target=hold, args=(path, holds, seconds))
+    process.start()
+    assert holds.wait(30)
+    return process
+
+
+def test_one_process_holds_it_at_a_time(path):
+    process = start(path, 1)
+    with pytest.raises(Timeout), held(path, 0.2):
+        pass
+    assert holder(path) == os.uname().nodename
+    with held(path, 30):
+        pass
+    process.join()
+    assert holder(path) == ""
+
+
+def test_a_killed_process_holds_it_no_longer(path):
+    process = start(path)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    begin = time.monotonic()
+    with held(path, 5):
+        assert time.monotonic() - begin < 2
+
+
+def test_it_is_anothers_while_it_is_renewed_and_no_longer(path, monkeypatch):
+    """By this process's clock; the other machine may have any."""
+    monkeypatch.setattr(lease, "LASTS", 1.0)
+    monkeypatch.setattr(lease, "RENEWED", 0.1)
+    path.parent.mkdir()
+    marker = path.with_name("it.lease")
+    marker.write_text(OF_ANOTHER.format(1.0))
+    assert holder(path) == "node-b"
+
+    def renew():
+        for k in range(20):
+            os.utime(marker, (k, k))  # its clock is wrong
+            time.sleep(0.1)
+
+    other = threading.Thread(target=renew)
+    other.start()
+    with pytest.raises(Timeout), held(path, 1.5):
+        pass
+    other.join()
+    with held(path, 5):
+        assert holder(path) == os.uname().nodename
+
+
+def test_who_has_lost_it_ends(path, monkeypatch):
+    monkeypatch.setattr(lease, "RENEWED", 0.1)
+    process = start(path)
+    taken = path.with_name("taken")
+    taken.write_text(OF_ANOTHER.format(30.0))
+    taken.replace(path.with_name("it.lease"))
+    process.join(10)
+    assert process.exitcode == 1
