@@ -23,7 +23,7 @@ help:
 	@echo "make publish    the same, and the page and picture of the repository, reports/, made anew"
 	@echo "make fresh      the same, with all numbers made anew that other code of the method made"
 	@echo "make smoke      the same at tiny sizes, in runs/smoke"
-	@echo "make studies    what the studies of params/study_*.yaml still lack in reports/studies/: 11 hours in all"
+	@echo "make studies    what the studies of params/study_*.yaml still lack in reports/studies/: 15 to 20 hours in all"
 	@echo "make study NAME=merge   one of them; ARGS=--dry-run says what that would compute, and how long"
 	@echo "make test       all tests"
 	@echo "make torture    programs killed, interrupted and damaged at 60 moments; 40 minutes"
