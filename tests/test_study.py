@@ -87,11 +87,11 @@ def test_what_a_longer_run_passes_is_what_a_run_by_itself_gives(made):
             Store(study_module.STORE / "together"),
             Store(study_module.STORE / "alone"),
         )
-        assert not e.engine().compute(together, tasks, tasks)
+        assert not e.engine.compute(together, tasks, tasks)
         starts = {task.name: origin_of(together, task)["seconds"] for task in tasks}
         assert len({together.path(task).name for task in tasks}) == 6 == len(starts)
         for task in tasks:
-            assert not e.engine().compute(alone, [task], [task])
+            assert not e.engine.compute(alone, [task], [task])
             for file in ("weights/model.safetensors", "steps.jsonl"):
                 assert bits(together.path(task) / file) == bits(alone.path(task) / file), (
                     task.arguments
@@ -114,7 +114,7 @@ def test_an_ema_that_is_asked_for_later_is_in_the_checkpoint_of_before(made, mon
     e = Experiment(config_of(made(), "sft", 1))
     alone, broken = Store(study_module.STORE / "alone"), Store(study_module.STORE / "broken")
     ema = e.rl_run(e.theta_sft, 1, 1, 4, "ema")
-    assert not e.engine().compute(alone, [ema], [ema])
+    assert not e.engine.compute(alone, [ema], [ema])
     run, gradient, calls = e.rl_run(e.theta_sft, 1, 1, 4), Run.gradient, []
 
     def interrupted(self):
@@ -141,7 +141,7 @@ def test_policies_are_what_their_names_say(made):
         e = Experiment(config_of(study, arm, 1))
         points = Point(arm=arm, iteration=1, **point)
         policy = policy_of(e, points)[0]
-        assert not e.engine().compute(engine_store, [policy], [policy])
+        assert not e.engine.compute(engine_store, [policy], [policy])
         return load_file(engine_store.weights(policy) / "model.safetensors")
 
     def same(a, b):

@@ -330,7 +330,7 @@ def test_side_by_side_or_one_after_the_other_the_bits_are_the_same(gpt2_copy, tm
             torch.set_num_threads(threads)  # as OMP_NUM_THREADS does
             changes = {"run_dir": str(tmp_path / f"{threads}" / "run"), "iterations": 1}
             config = gpt2_copy.model_copy(update=changes)
-            assert Experiment(config).engine().workers == threads
+            assert Experiment(config).engine.workers == threads
             run_warp(config)
             stored.append((weights_below(config.folder), rows_of(config)))
     finally:
@@ -377,7 +377,7 @@ def test_an_experiment_has_as_many_workers_as_runs_that_differ(gpt2_copy, monkey
         ({"runs": 8, "workers": 1}, 1, 16),
         ({"runs": 4, "shared_run_seed": True}, 1, 16),
     ):
-        engine = Experiment(gpt2_copy.model_copy(update=changes)).engine()
+        engine = Experiment(gpt2_copy.model_copy(update=changes)).engine
         assert (engine.workers, engine.threads) == (workers, threads)
 
 

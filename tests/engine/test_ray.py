@@ -93,7 +93,8 @@ def machines():
     with pytest.MonkeyPatch.context() as patch:
         for check, value in CHECKS.items():
             patch.setenv(f"RAY_health_check_{check}", value)
-        patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # what else runs here is not the tests'
+        for name in ("memory_monitor_refresh_ms", "worker_niceness"):  # whatever else runs here
+            patch.setenv(f"RAY_{name}", "0")
         tests = Path(__file__).parent
         patch.setenv(
             "PYTHONPATH", os.pathsep.join(map(str, (tests.parents[1], tests.parent, tests)))

@@ -25,7 +25,9 @@ def engine_of(
             "engine: 'ray' given; Ray is not installed: `pip install -e .[ray]` does that, and engine: "
             "local needs nothing"
         )
-    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "12")  # seconds; read when ray is imported
+    # Read when ray is imported, and when a cluster begins: seconds that it has to answer, and no niceness.
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "12")
+    os.environ.setdefault("RAY_worker_niceness", "0")
     from warp_core.engine.ray_cluster import RayEngine
 
     return RayEngine(workers, useful, look, each)
