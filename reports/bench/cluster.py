@@ -2,7 +2,7 @@
 
 PYTHONPATH=. python -m reports.bench.cluster [ROUNDS]
 
-A task multiplies matrices for a second or two. Its time counts from the first task's begin to the last
+A task multiplies matrices for some seconds. The time counts from the first task's begin to the last
 one's end; what comes before is the start of processes.
 """
 

@@ -22,6 +22,7 @@ from test_local import calls, interrupt, make_task, text_of, unfinished
 
 from warp_core.config import WarpConfig
 from warp_core.engine.choice import engine_of
+from warp_core.engine.tables import Entry, Table, complete, forecast
 from warp_core.store.errors import ConfigError, DiedError, Interrupted, TrainingError
 from warp_core.store.files import read_jsonl, sealed_json
 from warp_core.store.results import Store
@@ -333,12 +334,24 @@ def test_ours_is_not_retried_a_death_is_three_times_and_the_rest_is_kept(
     assert isinstance(errors[broken.name], KeyError)
     assert errors[needs.name] is errors[killed.name]
     assert isinstance(errors[killed.name], DiedError)
-    assert str(errors[killed.name]).startswith(
-        "task killed behind step 2: its process died; killed,"
+    assert str(errors[killed.name]) == (
+        "task killed behind step 2: 3 times its process died, killed or out of memory; all else is kept, "
+        "and the same command goes on"
     )
     assert sorted(calls(journal)) == ["breaks", "fine", "first", *["killed"] * 3, "raises"]
     assert text_of(store, fine) == "firstfine"
     assert {row["threads"] for row in read_jsonl(journal) if row["what"] != "first"} == {1}
+
+
+def test_tables_of_studies_are_filled_by_the_cluster(connection, store, journal, tmp_path):
+    first = make_task(journal, "first")
+    task = make_task(journal, "row", first)
+    entry = Entry("digest", 0, [task], lambda store: {"text": text_of(store, task)}, [], 10**9)
+    table = Table(tmp_path / "rows.jsonl", [entry])
+    assert "2 side by side" in forecast([table], store, "ray")
+    complete([table], store, "studies", "ray")
+    assert read_jsonl(table.path)[0]["text"] == "firstrow"
+    assert [row["pid"] == os.getpid() for row in read_jsonl(journal)] == [True, False]
 
 
 def test_ctrl_c_ends_the_tasks_and_says_where_they_stood(connection, store, journal):

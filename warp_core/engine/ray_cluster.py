@@ -45,6 +45,7 @@ ANSWER, LOOK, MARK = (
 )  # seconds: of an address, between two looks at the machines, of a mark
 # Of the environment, what decides bits, speed, or where things lie; no keys of anybody.
 PREFIXES = ("MKL_", "OMP_", "GOMP_", "OPENBLAS_", "MALLOC_", "TOKENIZERS_", "HF_HUB_", "WARP_")
+PREFIXES += ("WANDB_MODE", "MLFLOW_TRACKING_URI", "TRACKIO_DIR", "TRACKIO_SPACE_ID")
 GB = 1e9
 
 
@@ -90,7 +91,8 @@ class RayEngine(Engine):
             self.workers, self.threads = side_by_side(machines, self.asked, self.useful, *sizes)
             self.wants = {"num_cpus": self.threads, "num_gpus": gpus, "memory": memory}
             self.wants["runtime_env"] = {"env_vars": environment(self.threads)}
-            check_shared(store.folder, machines, self.wants["runtime_env"])
+            used = [machine for machine in machines if machine.room(self.threads, memory, gpus)]
+            check_shared(store.folder, used, self.wants["runtime_env"])
             yield
 
     def hands(self, store: Store, tasks: int) -> Hands:
@@ -292,7 +294,7 @@ class _Cluster:
                     continue
                 if isinstance(error, _Died):
                     error = DiedError(
-                        f"{error}, {TRIES} times; all else is kept, and the same command goes on"
+                        f"{TRIES} times {error}; all else is kept, and the same command goes on"
                     )
                 self.done.append((call.task, error))
             if self.busy and not self._room():
@@ -334,7 +336,7 @@ def _error_of(ref: ray.ObjectRef) -> Exception | None:
     except NodeDiedError:
         return _Died("its machine died")
     except RayError:
-        return _Died("its process died; killed, or out of memory?")
+        return _Died("its process died, killed or out of memory")
     return None
 
 
