@@ -313,11 +313,14 @@ class _Cluster:
     def interrupt(self) -> None:
         for ref in self.busy:
             ray.cancel(ref)
-        ray.wait(list(self.busy), num_returns=len(self.busy)) if self.busy else None
+        if self.busy:
+            ray.wait(list(self.busy), num_returns=len(self.busy))
+        self.busy = {}
 
     def release(self) -> None:
-        for ref in self.busy:
-            ray.cancel(ref, force=True)
+        if self.busy:  # one that has just ended must not be cancelled: Ray ends the program then
+            for ref in ray.wait(list(self.busy), num_returns=len(self.busy), timeout=0)[1]:
+                ray.cancel(ref, force=True)
         self.busy = {}
 
 
