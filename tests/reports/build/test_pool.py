@@ -137,7 +137,8 @@ def test_after_a_change_of_the_code_fresh_makes_anew_what_other_code_made(built,
 
     told = "numbers of two were made by other code of the method; `make fresh` makes them anew\n"
     foot = (
-        "получены числа разделов (раздел — коммит): two — 0ldc0de; make fresh вычисляет их заново."
+        "0ldc0de, на котором получены числа разделов two, код метода изменился; make fresh вычисляет их "
+        "заново."
     )
     page = copy / "runs/warp_report.html"
     with counted() as computed:
