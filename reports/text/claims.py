@@ -43,7 +43,7 @@ def headline(found: Sequence[Verdict]) -> list[str]:
         HOLDS: "SLERP при равной KL выше LERP",
         REFUTED: "SLERP при равной KL ниже LERP",
         UNKNOWN: "SLERP и LERP при равной KL неразличимы",
-        NONE: "как и лучше ли SLERP, чем LERP",
+        NONE: "неизвестно и то, лучше ли SLERP, чем LERP",
     }
     fourth = {
         HOLDS: "WARP-модель, как и там, хуже SFT-модели",

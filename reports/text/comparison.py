@@ -142,6 +142,7 @@ def questions(summaries: Summaries, found: Sequence[Verdict]) -> list[str]:
             f"меняет её на {gains[0]}{poor}, четвёртый — на {gains[1]} балла (ошибка оценки, одно "
             "обучение)."
         )
+    asked = "t30_gains", "warmup_at_t30"
     lines += [
         "**Мал ли lr в первых двух экспериментах, или дело в прогреве?** Исходный отчёт: возможно и то и "
         f"другое. У нас: {_answer(by_name['warmup_slows'])}; заметно сдвигает модель только больший lr "
@@ -149,7 +150,7 @@ def questions(summaries: Summaries, found: Sequence[Verdict]) -> list[str]:
         "**Становится ли WARP-модель хуже?** Исходный отчёт: в четвёртом эксперименте просела. У нас: "
         f"{_answer(by_name['fourth_is_worse'], here)}.",
         "**Помогут ли большее T и прогрев до 10⁻⁴?** Исходный отчёт: это следующий шаг. У нас: "
-        f"{_answer(by_name['t30_gains'])}; {_answer(by_name['warmup_at_t30'])} ([@study_next_step]).",
+        f"{'; '.join(dict.fromkeys(_answer(by_name[name]) for name in asked))} ([@study_next_step]).",
     ]
     return [f"- {line}" for line in lines]
 

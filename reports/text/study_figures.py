@@ -651,7 +651,7 @@ def _forest_row(v: Verdict, short: bool) -> str:
         parts.append(f'<path d="M{zero:.0f} 0V{ROW}" style="stroke: currentColor"/>')
         parts += _interval(v)
     name = html.escape(MAIN[v.comparison.name] if short else v.comparison.claim)
-    name += " •" if v.comparison.primary else ""
+    name += "\u00a0•" if v.comparison.primary else ""
     if short:
         name = f'<a href="#study_{v.study.name}">{name}</a>'
     else:
