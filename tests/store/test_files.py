@@ -226,7 +226,7 @@ def test_an_experiment_whose_disk_fills_up_goes_on_once_there_is_room(
     filler = small_disk / "filler"
     filler.write_bytes(bytes(int(2.8 * MB)))
     with monkeypatch.context() as patch:  # the room was there when it was asked for
-        patch.setattr("warp_core.engine.local.make_room", lambda *_: None)
+        patch.setattr("warp_core.engine.driver.make_room", lambda *_: None)
         with pytest.raises(StorageError, match="bytes"):
             run_warp(config)
     assert (small_disk / "run" / "params.yaml").is_file()
