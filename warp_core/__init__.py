@@ -2,7 +2,8 @@
 
 The files at the top are the paper; read them in the order rollout, train, merge, evaluate, warp.
 Imports run one way: store (bytes, names, dictionaries) <- world (models, prompts, rewards) <- engine
-(where things are computed) <- config, rollout, merge <- train <- evaluate <- warp.
+(where things are computed) <- config, rollout, merge <- train <- evaluate <- folders, tasks, summary
+(the algorithm's parts as results of a store) <- warp <- study.
 
 Shapes, here and in every module:
     B  completions of a batch        P  prompt tokens, padded on the left
