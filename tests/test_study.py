@@ -195,7 +195,8 @@ def test_rows_that_cannot_be_written_stop_the_computation_with_what_happened(mad
     monkeypatch.setattr("warp_core.engine.tables.write_jsonl", full)
     with pytest.raises(OSError, match="no room for rows"):
         run_study(made(arms=ARMS, parameters=made().parameters | {"steps": 1}))
-    assert len(list(store().folder.glob("evaluation-*"))) < 10
+    wanted = 1 + 3 * (2 + 4 + 2 + 1 + 3 + 2) + 2
+    assert len(list(store().folder.glob("evaluation-*"))) < wanted / 2  # it looks once a second
 
 
 # What is refused

@@ -16,8 +16,10 @@ from warp_core.store.errors import DiedError
 from warp_core.store.results import Store, Task
 from warp_core.store.signals import end_with_parent, terminated_as_interrupted
 
-DIED = "its process died; killed, or out of memory? "
-KEPT = "The others are kept; the same command goes on from there"
+DIED = (
+    "its process died; killed, or out of memory? The others are kept; the same command goes on from "
+    "there"
+)
 
 
 class LocalEngine(Engine):
@@ -102,7 +104,7 @@ class _Processes:
             process, task = self.busy.pop(call)
             error = call.exception()
             if isinstance(error, BrokenProcessPool):
-                error = DiedError(DIED + KEPT)
+                error = DiedError(DIED)
                 process.end()
                 process = _Process(process.shown)
             self.free.append(process)

@@ -38,11 +38,8 @@ from warp_core.store.results import Store, Task
 from warp_core.store.signals import terminated_as_interrupted
 
 TRIES = 3  # of a task whose process or machine dies
-ANSWER, LOOK, MARK = (
-    5.0,
-    5.0,
-    300.0,
-)  # seconds: of an address, between two looks at the machines, of a mark
+# Seconds: of an address, between two looks at the machines, of a mark.
+ANSWER, LOOK, MARK = 5.0, 5.0, 300.0
 # Of the environment, what decides bits, speed, or where things lie; no keys of anybody.
 PREFIXES = ("MKL_", "OMP_", "GOMP_", "OPENBLAS_", "MALLOC_", "TOKENIZERS_", "HF_HUB_", "WARP_")
 PREFIXES += ("WANDB_MODE", "MLFLOW_TRACKING_URI", "TRACKIO_DIR", "TRACKIO_SPACE_ID")
