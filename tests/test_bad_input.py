@@ -43,6 +43,7 @@ INTEGERS = {
     "eval_seed",
     "eval_every",
     "workers",
+    "gpus",
     "checkpoint_every",
     "epochs",
     "train_sentences",

@@ -49,6 +49,7 @@ BAD = {
     "eval_prompts": [0, 1],
     "precision": ["fp16", "float32"],
     "workers": [-1, 65, 0.5, True],
+    "gpus": [0, 65, 1.5, True],
     "engine": ["Ray", "", None],
     "max_kl": [-1, math.nan, math.inf, "much"],
     "checkpoint_every": [-1, 0.5, True],

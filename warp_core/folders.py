@@ -54,11 +54,12 @@ def rl_run(
     theta_sft: Path | None = None,
     output: str = "policy",
     body: str = "",
+    gpus: int = 1,
     tracking: Mapping[str, Any] | None = None,
 ) -> None:
     """θ^m (lines 4 to 10), and its metrics, a row a step; goes on from its last checkpoint."""
     config = Training(**training)
-    policy, anchor, tokenizer = _start(config, theta_init, theta_sft, seed)
+    policy, anchor, tokenizer = _start(config, theta_init, theta_sft, seed, gpus)
     on_the_way = [(p["training"]["steps"], p.get("output", "policy"), c) for p, c in passing]
     # Asked for or not: a checkpoint may be asked for it later.
     sft = config.anchor == "sft"
@@ -93,16 +94,16 @@ def rl_run(
 
 
 def _start(
-    config: Training, theta_init: Path, theta_sft: Path | None, seed: int
+    config: Training, theta_init: Path, theta_sft: Path | None, seed: int, gpus: int
 ) -> tuple[Policy, Policy, PreTrainedTokenizerBase]:
     """A policy at θ_init, and what its KL is measured to."""
     if not config.lora_rank:
-        start, tokenizer = load_policy(str(theta_init))
+        start, tokenizer = load_policy(str(theta_init), gpus)
         if config.anchor == "ema":
             return start, copy.deepcopy(start), tokenizer
-        sft, _ = load_policy(str(theta_sft))
+        sft, _ = load_policy(str(theta_sft), gpus)
         return start, half_(sft) if _half(config) else sft, tokenizer
-    model, tokenizer = load_policy(str(theta_sft))
+    model, tokenizer = load_policy(str(theta_sft), gpus)
     if _half(config):
         half_(model)
     matrices, body = list(adapted_sizes(model, config.lora_targets)), Body(model)
@@ -170,10 +171,11 @@ def evaluate(
     prompts: Path,
     scored: Sequence[Mapping[str, Any]],
     of_sft: Path | None = None,
+    gpus: int = 1,
     **how: Any,
 ) -> None:
     """A policy's `Completions` of the prompts, with the KLs between it and θ_sft."""
-    model, sft, tokenizer = _beside_sft(policy, theta_sft)
+    model, sft, tokenizer = _beside_sft(policy, theta_sft, gpus)
     r, x = stored_rewards(rewards, scored), read_prompts(prompts)
     write_completions(out, complete(model, tokenizer, r, x, reference=sft, **how))
     if of_sft:
@@ -202,13 +204,14 @@ def read_completions(folder: Path, device: torch.device | str = "cpu") -> Comple
 
 
 def _beside_sft(
-    policy: Path, theta_sft: Path
+    policy: Path, theta_sft: Path, gpus: int
 ) -> tuple[Policy, Policy | None, PreTrainedTokenizerBase]:
     """A policy, and θ_sft if that is another one; an adapter shares θ_sft's memory."""
     if not is_adapter(policy):
-        model, tokenizer = load_policy(str(policy))
-        return model, None if policy == theta_sft else load_policy(str(theta_sft))[0], tokenizer
-    model, tokenizer = load_policy(str(theta_sft))
+        model, tokenizer = load_policy(str(policy), gpus)
+        same = policy == theta_sft
+        return model, None if same else load_policy(str(theta_sft), gpus)[0], tokenizer
+    model, tokenizer = load_policy(str(theta_sft), gpus)
     body = Body(model)
     body.load("policy", Adapter(policy))
     return Adapted(body, ("policy",)), Adapted(body, ()), tokenizer

@@ -111,7 +111,8 @@ def _entry(study: Study, seed: int | None, point: Point, e: Experiment) -> Entry
         return row | {"seconds": store.seconds_behind(policy, "run")}
 
     turn = -1 if seed is None else study.seeds.index(seed)
-    return Entry(digest, turn, tasks, row, [e.theta_sft, *e.given.rewards], e.run_bytes)
+    wants = e.run_bytes, e.config.gpus
+    return Entry(digest, turn, tasks, row, [e.theta_sft, *e.given.rewards], *wants)
 
 
 def policy_of(e: Experiment, p: Point) -> tuple[Task, list[Task]]:

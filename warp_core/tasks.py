@@ -50,7 +50,7 @@ class Parts:
         training = c.training.model_dump(exclude_defaults=True)  # so that later keys change no name
         arguments |= {"training": training | {"steps": steps}}
         arguments |= {} if output == "policy" else {"output": output}
-        hints = {"checkpoint_every": c.checkpoint_every, "body": c.policy}
+        hints = {"checkpoint_every": c.checkpoint_every, "body": c.policy, "gpus": c.gpus}
         label = f"{c.name}, iteration {i}, run {m}"
         hints |= tracked_run(c.model_dump(), i, m, arguments["seed"])
         states = 2 if 0 < c.checkpoint_every < steps else 1  # the new one beside the old
@@ -84,8 +84,9 @@ class Parts:
         inputs |= {"of_sft": self.evaluation(self.theta_sft, "SFT")} if both_ways else {}
         arguments = {"max_new_tokens": c.max_new_tokens, "temperature": c.temperature}
         arguments |= {"scored": given.scored, "seed": c.eval_seed}
-        label, cost = f"{c.name}, {label} evaluated", 1 + c.eval_prompts // (2 * c.batch_size)
-        return Task("evaluation", evaluate, arguments, inputs, label=label, cost=cost)
+        hints, label = {"gpus": c.gpus}, f"{c.name}, {label} evaluated"
+        cost = 1 + c.eval_prompts // (2 * c.batch_size)
+        return Task("evaluation", evaluate, arguments, inputs, hints, label, cost=cost)
 
     def judged(self, evaluation: Task) -> Task:
         """What the judge says of a policy's completions."""

@@ -103,9 +103,7 @@ class Run:
         size = c.micro_batch or c.batch_size
         parts, whole = y.split(size), size >= c.batch_size
         with self._autocast, torch.no_grad():
-            logprobs_ema = torch.cat(
-                [logprob(self.anchor, p, c.temperature) for p in parts]
-            )  # (B,)
+            logprobs_ema = torch.cat([logprob(self.anchor, p, c.temperature) for p in parts])
         with self._graph(), torch.set_grad_enabled(whole):
             logprobs = torch.cat([logprob(self.policy, p, c.temperature) for p in parts])  # (B,)
         kl = logprobs.detach() - logprobs_ema  # (B,)

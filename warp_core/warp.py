@@ -53,8 +53,9 @@ class Experiment(Parts):
             theta_init = self.merged(theta_init, [theta_slerp], f"iteration {i}, LITI", c.eta)  # 13
             self.iterations.append((thetas, theta_slerp, theta_init))
         self.warp = theta_init
-        useful = 1 if c.shared_run_seed else c.runs  # side by side
-        self.engine = engine_of(c.engine, self.run_bytes, c.workers, useful, bar(c.name))
+        differ = 1 if c.shared_run_seed else c.runs
+        asked = self.run_bytes, c.workers, differ, bar(c.name), c.gpus
+        self.engine = engine_of(c.engine, *asked)
 
     def front(self, etas: Sequence[float]) -> list[tuple[dict[str, float], Task]]:
         """Its points, evaluated: by η from θ_sft to θ_slerp^I; by run the last θ^m that stay."""
@@ -165,8 +166,7 @@ def _run(e: Experiment, store: Store, run_dir: Path) -> Summary:
         "front": [],
     }
     if e.config.eval_every:
-        along = [where | e.measured(store, each) for where, each in e.trajectory()]
-        summary["trajectory"] = along
+        summary["trajectory"] = [where | e.measured(store, each) for where, each in e.trajectory()]
     if e.config.judge:
         judges = (e.measured(store, each)["judge"] for each in of_policies)
         summary |= dict(zip(("sft_judge", "warp_judge"), judges, strict=True))

@@ -41,7 +41,9 @@ def compute(
             wanted += experiment.wanted()
         keep += experiment.kept()
     each = max(experiment.run_bytes for experiment in experiments.values())
-    store, everything = Store(project.runs / "store"), engine_of(engine, each, look=look)
+    gpus = max(experiment.config.gpus for experiment in experiments.values())
+    store = Store(project.runs / "store")
+    everything = engine_of(engine, each, look=look, gpus=gpus)
     with everything.resources(store, wanted, keep):
         errors = everything.compute(store, wanted, keep)
     if errors:

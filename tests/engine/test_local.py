@@ -16,7 +16,7 @@ from warp_core.engine.local import LocalEngine
 from warp_core.engine.memory import visible_gpus
 from warp_core.engine.progress import Progress, steps_of
 from warp_core.engine.schedule import Schedule
-from warp_core.store.errors import DiedError, Interrupted, TrainingError
+from warp_core.store.errors import ConfigError, DiedError, Interrupted, TrainingError
 from warp_core.store.files import append_jsonl, read_jsonl, write_text
 from warp_core.store.results import Store, Task
 from warp_core.store.signals import terminated_as_interrupted
@@ -354,6 +354,30 @@ def test_each_process_has_a_gpu_of_its_own(task, store, journal, monkeypatch):
     assert {row["gpu"] for row in rows} == {"4", "GPU-7"}
     by_process = {(row["pid"], row["gpu"]) for row in rows}
     assert len(by_process) == len({row["pid"] for row in rows})
+
+
+def test_each_process_has_a_group_of_gpus(task, store, journal, monkeypatch):
+    """Whole groups alone; memory is that of all of a group's."""
+    monkeypatch.setattr("warp_core.engine.local.visible_gpus", lambda: list("abcde"))
+    monkeypatch.setattr("warp_core.engine.memory.available_bytes", lambda: 10)
+    monkeypatch.setattr("warp_core.engine.memory._outstanding", lambda _: 0)  # of other programs
+    engine = LocalEngine(gpus=2, each=15)
+    assert (engine.gpus, engine.workers) == (["a,b", "c,d"], 2)
+    assert engine.compute(store, [task(what) for what in "xyz"]) == {}
+    assert {row["gpu"] for row in read_jsonl(journal)} == {"a,b", "c,d"}
+    with engine.reserved(2):
+        pass
+    said = "workers: 3 runs side by side want about 0.0 GB, .* workers: 2 fits"
+    with pytest.raises(ConfigError, match=said), engine.reserved(3):
+        pass
+
+
+def test_more_gpus_than_there_are_are_refused(monkeypatch):
+    with pytest.raises(ConfigError, match="gpus: 2 given; this machine has 0"):
+        LocalEngine(gpus=2)
+    monkeypatch.setattr("warp_core.engine.local.visible_gpus", lambda: list("ab"))
+    with pytest.raises(ConfigError, match="gpus: 3 given; this machine has 2"):
+        LocalEngine(gpus=3)
 
 
 def test_gpus_that_can_be_seen(monkeypatch):

@@ -159,6 +159,7 @@ def test_threads_are_the_most_with_which_all_have_room():
         ([machine(16), machine(16)], 0, 0, 16, 0, (8, 4)),
         ([machine(32, 8), machine(32, 8)], 0, 8, 0, 1, (8, 8)),
         ([machine(32, 8), machine(64)], 0, 0, 0, 1, (8, 4)),
+        ([machine(32, 8), machine(32, 3)], 0, 0, 0, 2, (5, 8)),
         ([machine(3)], 0, 9, 0, 0, (3, 1)),
     ):
         assert side_by_side(machines, asked, useful, each, gpus) == found
@@ -177,6 +178,7 @@ def test_threads_are_the_most_with_which_all_have_room():
             1,
             "workers: 4 given; each wants a CPU and a GPU, and .* room for 2",
         ),
+        ([machine(8, 2)], 0, 0, 4, "a run wants a CPU and 4 GPUs, and no machine"),
         ([machine(2, memory=10**9)], 0, 5 * 10**9, 0, "a run wants a CPU and about 5.0 GB, and no"),
         ([], 0, 0, 0, "no machine of the cluster has that"),
     ):

@@ -24,6 +24,7 @@ class Some(RunParameters):
     title: str = ""
     workers: str = "0"
     checkpoint_every: str = "25"
+    gpus: str = "1"
     keep_weights: str = "all"
     tracker: str = ""
 
@@ -47,7 +48,15 @@ def state(folder):
 
 def test_a_folder_is_opened_again_by_the_same_experiment_alone(tmp_path):
     opened(PARAMS, tmp_path / "run", IDENTITY)
-    for key in ("title", "run_dir", "workers", "checkpoint_every", "keep_weights", "tracker"):
+    for key in (
+        "title",
+        "run_dir",
+        "workers",
+        "gpus",
+        "checkpoint_every",
+        "keep_weights",
+        "tracker",
+    ):
         opened(PARAMS | {key: "other"}, tmp_path / "run", IDENTITY)
     with pytest.raises(ConfigError, match=r"lr: 1e-06 there, 1\.0 asked for"):
         opened(PARAMS | {"lr": 1.0}, tmp_path / "run", IDENTITY)

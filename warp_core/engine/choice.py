@@ -9,7 +9,12 @@ from warp_core.store.errors import ConfigError
 
 
 def engine_of(
-    engine: str, each: int, workers: int = 0, useful: int = 0, look: Look = lambda _: None
+    engine: str,
+    each: int,
+    workers: int = 0,
+    useful: int = 0,
+    look: Look = lambda _: None,
+    gpus: int = 1,
 ) -> Engine:
     """Processes of this machine (`local`), or tasks of a cluster (`ray`).
 
@@ -17,9 +22,10 @@ def engine_of(
         each: bytes of memory that a run wants.
         workers: how many side by side; 0: as many as there is room for, but no more than are `useful`
             (0: all are).
+        gpus: of each, where there are GPUs.
     """
     if engine == "local":
-        return LocalEngine(workers, useful, look, each)
+        return LocalEngine(workers, useful, look, each, gpus)
     if not find_spec("ray"):
         raise ConfigError(
             "engine: 'ray' given; Ray is not installed: `pip install -e .[ray]` does that, and engine: "
@@ -30,4 +36,4 @@ def engine_of(
     os.environ.setdefault("RAY_worker_niceness", "0")
     from warp_core.engine.ray_cluster import RayEngine
 
-    return RayEngine(workers, useful, look, each)
+    return RayEngine(workers, useful, look, each, gpus)

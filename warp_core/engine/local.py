@@ -12,7 +12,7 @@ from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor, proces
 
 from warp_core.engine.driver import Ended, Engine, Hands, Look, threads_set
 from warp_core.engine.memory import fitting, reserved, visible_gpus
-from warp_core.store.errors import DiedError
+from warp_core.store.errors import ConfigError, DiedError
 from warp_core.store.results import Store, Task
 from warp_core.store.signals import end_with_parent, terminated_as_interrupted
 
@@ -23,7 +23,7 @@ DIED = (
 
 
 class LocalEngine(Engine):
-    """So many tasks side by side, each with so many threads, whatever else runs; each with a GPU of its
+    """So many tasks side by side, each with so many threads, whatever else runs; each with GPUs of its
     own, where there are some.
 
     One worker is this process itself. Several are processes of their own, and one that dies takes no
@@ -31,24 +31,36 @@ class LocalEngine(Engine):
     """
 
     def __init__(
-        self, workers: int = 0, useful: int = 0, look: Look = lambda _: None, each: int = 0
+        self,
+        workers: int = 0,
+        useful: int = 0,
+        look: Look = lambda _: None,
+        each: int = 0,
+        gpus: int = 1,
     ) -> None:
-        """So many workers; 0: one a GPU, or one a core; but no more than are useful (0: all are, and as
-        many have a place as have memory)."""
+        """So many workers; 0: as many as have GPUs, or one a core; but no more than are useful (0: all are,
+        and as many have a place as have memory).
+
+        Raises ConfigError where one has fewer GPUs than it is to have.
+        """
         super().__init__(look, each)
-        self.gpus, cores = visible_gpus(), torch.get_num_threads()
+        there, cores = visible_gpus(), torch.get_num_threads()
+        if gpus > max(1, len(there)):
+            raise ConfigError(f"gpus: {gpus} given; this machine has {len(there)}")
+        self.gpus = [",".join(some) for some in zip(*[iter(there)] * gpus, strict=False)]
+        self.memory = each, len(self.gpus) or 1, gpus
         self.workers = workers or len(self.gpus) or cores
         if useful:
             self.workers = min(self.workers, useful)
         elif not workers:
-            self.workers = min(self.workers, fitting(each, len(self.gpus) or 1))
+            self.workers = min(self.workers, fitting(*self.memory))
         self.threads = max(1, cores // self.workers)
 
     def opened(self, store: Store) -> AbstractContextManager[None]:
         return nullcontext()
 
     def reserved(self, tasks: int) -> AbstractContextManager[None]:
-        return reserved(tasks, self.each, len(self.gpus) or 1)
+        return reserved(tasks, *self.memory)
 
     def hands(self, store: Store, tasks: int) -> Hands:
         if self.workers == 1:
@@ -83,7 +95,7 @@ class _Here:
 
 
 class _Processes:
-    """So many processes; the k-th has the k-th GPU to itself, where there are that many."""
+    """So many processes; the k-th has the k-th of the GPUs, or of their groups, to itself."""
 
     def __init__(self, store: Store, threads: int, count: int, gpus: Sequence[str]) -> None:
         self.folder, self.threads = store.folder, threads

@@ -111,18 +111,19 @@ def visible_gpus() -> list[str]:
     return [name for name in named if name] or [str(k) for k in range(torch.cuda.device_count())]
 
 
-def fitting(each: int, gpus: int = 1) -> int:
-    """How many runs side by side have memory, at least one a GPU."""
-    return max(1, int(available_bytes() // each)) * gpus if each else sys.maxsize
+def fitting(each: int, places: int = 1, gpus: int = 1) -> int:
+    """How many runs side by side have memory, at least one a place, which has so many GPUs."""
+    return max(1, gpus * available_bytes() // each) * places if each else sys.maxsize
 
 
 @contextmanager
-def reserved(workers: int, each: int, gpus: int = 1) -> Iterator[None]:
+def reserved(workers: int, each: int, places: int = 1, gpus: int = 1) -> Iterator[None]:
     """Memory for so many runs side by side, told to all processes of this user; once a process.
 
     Args:
         each: bytes that one wants.
-        gpus: among which they are spread, of equal memory.
+        places: among which they are spread, of equal memory.
+        gpus: of each place, where there are GPUs.
 
     Raises ConfigError where they want more than there is, less what was asked for before and is not
     taken yet: two programs that start together must not both count the same bytes.
@@ -131,8 +132,8 @@ def reserved(workers: int, each: int, gpus: int = 1) -> Iterator[None]:
     folder.mkdir(mode=0o700, exist_ok=True)
     mine = folder / f"{os.getpid()}.json"
     with FileLock(folder / ".lock"):
-        there = max(0, available_bytes() - _outstanding(folder)) * gpus
-        fit = there // gpus // each * gpus if each else workers
+        of_place = max(0, available_bytes() - _outstanding(folder)) * gpus
+        fit, there = of_place // each * places if each else workers, of_place * places
         if workers > fit:
             less = "a smaller batch_size or max_new_tokens helps"
             raise ConfigError(

@@ -66,15 +66,20 @@ class Machine:
 
 
 class RayEngine(Engine):
-    """So many tasks of the cluster side by side, each with so many CPUs and, where it has some, a GPU."""
+    """So many tasks of the cluster side by side, each with so many CPUs and, where it has some, GPUs."""
 
     def __init__(
-        self, workers: int = 0, useful: int = 0, look: Look = lambda _: None, each: int = 0
+        self,
+        workers: int = 0,
+        useful: int = 0,
+        look: Look = lambda _: None,
+        each: int = 0,
+        gpus: int = 1,
     ) -> None:
         """So many workers; 0: as many as the cluster has room for;
         but no more than are useful, if that is not 0."""
         super().__init__(look, each)
-        self.asked, self.useful, self.threads = workers, useful, 1
+        self.asked, self.useful, self.threads, self.gpus = workers, useful, 1, gpus
         self.wants: dict[str, Any] = {}
 
     @contextmanager
@@ -82,7 +87,8 @@ class RayEngine(Engine):
         """Connected; ConfigError where the machines have no room, or do not share what they must."""
         with connected():
             machines = machines_of_the_cluster()
-            gpus = int(any(machine.gpus for machine in machines))
+            some = self.gpus > 1 or any(machine.gpus for machine in machines)
+            gpus = self.gpus if some else 0
             memory = 0 if gpus else self.each  # of a GPU, Ray knows none
             sizes = memory, gpus
             self.workers, self.threads = side_by_side(machines, self.asked, self.useful, *sizes)
@@ -107,7 +113,8 @@ def side_by_side(
     def room(threads: int) -> int:
         return sum(machine.room(threads, each, gpus) for machine in machines)
 
-    wish = f"a CPU{' and a GPU' * gpus}" + (f" and about {each / GB:.1f} GB" if each else "")
+    wish = "a CPU" + ("", " and a GPU", f" and {gpus} GPUs")[min(gpus, 2)]
+    wish += f" and about {each / GB:.1f} GB" if each else ""
     has = "; ".join(
         f"{m.name}: {m.cpus} CPUs, {m.gpus} GPUs, {m.memory / GB:.1f} GB" for m in machines
     )

@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from warp_core.engine.choice import engine_of
+from warp_core.engine.driver import Engine, Look
 from warp_core.engine.progress import Progress, bar, seconds_a_step
 from warp_core.engine.schedule import Schedule
 from warp_core.store.errors import BusyError, ConfigError
@@ -35,6 +36,8 @@ class Entry:
     """Tasks whose weights stay."""
     bytes: int
     """Memory of a worker."""
+    gpus: int = 1
+    """GPUs of one."""
 
 
 @dataclass
@@ -104,7 +107,7 @@ def complete(tables: Sequence[Table], store: Store, name: str, engine: str = "lo
             for table in tables:
                 table.fill(store)  # by others, or before a kill
             if wanted:
-                pool = engine_of(engine, max(entry.bytes for entry in missing), look=look)
+                pool = _pool(engine, missing, look)
                 with pool.resources(store, wanted, keep):
                     errors = pool.compute(store, wanted, keep)
                 for table in tables:
@@ -123,7 +126,7 @@ def forecast(tables: Sequence[Table], store: Store, engine: str = "local") -> st
     lines = [f"{t.path}: {len(t.missing)} of {len(t.entries)} rows are missing" for t in tables]
     kinds = [task.kind for task in schedule.tasks if task.name not in schedule.passed]
     lines.append(", ".join(f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds)))
-    pool = engine_of(engine, max((entry.bytes for entry in missing), default=0))
+    pool = _pool(engine, missing)
     with pool.opened(store):
         room = pool.room(store, wanted, keep) / 1e9
     side = f"{pool.workers} side by side, {room:.0f} GB of disk"
@@ -134,6 +137,12 @@ def forecast(tables: Sequence[Table], store: Store, engine: str = "local") -> st
     else:
         lines.append("how long that takes is not known: nothing has been trained here yet")
     return "\n".join(lines)
+
+
+def _pool(engine: str, missing: Sequence[Entry], look: Look = lambda _: None) -> Engine:
+    """For the largest of them."""
+    each = max((entry.bytes for entry in missing), default=0)
+    return engine_of(engine, each, look=look, gpus=max((e.gpus for e in missing), default=1))
 
 
 def _asked(tables: Sequence[Table]) -> tuple[list[Entry], list[Task], list[Task]]:

@@ -22,7 +22,7 @@ from warp_core.store.signals import terminated_as_interrupted
 LAYOUT = 2  # of a run folder; in 1 the folder itself held what the store holds now
 PATIENCE = 10  # seconds; the processes of one that was killed need a moment to end
 # They change no number.
-NOT_COMPARED = {"title", "workers", "engine", "run_dir", "checkpoint_every"}
+NOT_COMPARED = {"title", "workers", "gpus", "engine", "run_dir", "checkpoint_every"}
 NOT_COMPARED |= {"keep_weights", "tracker"}
 
 

@@ -57,7 +57,7 @@ class Inputs:
         read: list[Any] = []  # the prompts, and what both models see of them
         loaded: list[models.Loaded] = []
         with _noted(mistakes):
-            loaded.append(models.load_policy(world.policy))
+            loaded.append(models.load_policy(world.policy, gpus=0))
         with _noted(mistakes):
             tokenizer = loaded[0][1] if loaded else None
             prepared = partial(_prepared, tokenizer, world)
@@ -199,9 +199,9 @@ class StoredInputs:
         self.train, self.held_out = (Task("prompts", prompts_of, x, label="prompts") for x in given)
 
 
-def model_of(load: Callable[[str], models.Loaded], out: Path, spec: str, **digests: str) -> None:
+def model_of(load: Callable[..., models.Loaded], out: Path, spec: str, **digests: str) -> None:
     """A model from wherever it is, as float32 files of our own; ConfigError if it has changed."""
-    model, tokenizer = load(spec)
+    model, tokenizer = load(spec, gpus=0)
     if models.digests(model, tokenizer) != digests:
         raise ConfigError(f"{spec!r} has changed since the experiment was begun")
     models.write_policy(model, tokenizer, out / WEIGHTS)
@@ -226,7 +226,7 @@ def read_prompts(folder: Path) -> list[Prompt]:
     return sealed_json(folder / TEXTS, folder)
 
 
-def _model(kind: str, load: Callable[[str], models.Loaded], spec: str, *loaded: Any) -> Task:
+def _model(kind: str, load: Callable[..., models.Loaded], spec: str, *loaded: Any) -> Task:
     how = partial(model_of, load), models.digests(*loaded), {}, {"spec": spec}
     return Task(kind, *how, label=spec, size=models.total_bytes(loaded[0]))
 

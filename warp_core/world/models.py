@@ -3,7 +3,7 @@
 A policy is any causal LM that transformers' Auto classes load: from an asset, a GGUF file, a local
 folder, a hub id or, for one of its revisions, ID@REVISION. Weights are read and written as
 safetensors (or GGUF) alone, never pickles, and no code that comes with a model is run. Everything is
-float32, on CUDA if it is there, and dropout is off: the policy that is sampled must be the policy
+float32, on the GPUs that are given, and dropout is off: the policy that is sampled must be the policy
 whose gradient is taken.
 """
 
@@ -32,6 +32,7 @@ from warp_core.store.files import appearing, verify
 from warp_core.world.assets import PREFIX, asset_path, cache_dir, made_once
 from warp_core.world.lora import Adapted
 from warp_core.world.prompts import Conversation, Prompt
+from warp_core.world.spread import devices_of, spread
 
 TOKENIZER = "a tokenizer", transformers.AutoTokenizer
 CAUSAL_LM = "a causal language model", transformers.AutoModelForCausalLM
@@ -44,15 +45,19 @@ os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 transformers.logging.disable_progress_bar()  # a model loads in a second; many bars hide our own
 
 
-def load_policy(spec: str) -> Loaded:
+def load_policy(spec: str, gpus: int = 1) -> Loaded:
     """Policy and tokenizer (it pads on the left) of `asset:NAME`, a `.gguf` file, a folder or a hub id.
 
-    Raises ConfigError: there is no such model, it is no causal LM, or it has no tokenizer.
+    Args:
+        gpus: how many share its layers, where there are GPUs; 0: it stays in main memory.
+
+    Raises ConfigError: there is no such model, it is no causal LM, it has no tokenizer, or no layers that
+    can be shared.
     """
     source = str(asset_path(spec) / "model.gguf") if spec.startswith(PREFIX) else spec
     if source.endswith(".gguf"):
         source = str(_converted(Path(source)))
-    model, tokenizer = _load("policy", source, CAUSAL_LM)
+    model, tokenizer = _load("policy", source, CAUSAL_LM, gpus)
     if tokenizer.eos_token_id is None:
         raise _refused("policy", spec, "its tokenizer names no end-of-text token")
     tokenizer.padding_side = "left"
@@ -76,24 +81,29 @@ class OutputLayer(nn.Linear):
             return super().forward(x.float())
 
 
-def load_classifier(spec: str, labels: int | None = None, key: str = "reward_model") -> Loaded:
+def load_classifier(
+    spec: str, labels: int | None = None, key: str = "reward_model", gpus: int = 1
+) -> Loaded:
     """A sequence classifier and its tokenizer.
 
     Args:
         key: the parameter that names it, for errors.
         spec: `asset:NAME`, a local folder, or a hub id.
         labels: size of a new head, for a body that is to be trained; None: the head it has.
+        gpus: as of `load_policy`.
 
     Raises ConfigError: there is no such model, it has no classification head, or no tokenizer.
     """
     source = str(asset_path(spec)) if spec.startswith(PREFIX) else spec
-    model, tokenizer = _load(key, source, CLASSIFIER, labels)
+    model, tokenizer = _load(key, source, CLASSIFIER, gpus, labels)
     # Classifiers on a causal LM read the last token that is no pad: both must name the same one.
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
 
 
-def _load(key: str, source: str, kind: tuple[str, Any], labels: int | None = None) -> Any:
+def _load(
+    key: str, source: str, kind: tuple[str, Any], gpus: int, labels: int | None = None
+) -> Any:
     """A model and its tokenizer; `labels`: with a new head, so that weights may be missing."""
     folder = Path(source)
     if source.startswith((".", "/", "~", "runs/")) and not folder.is_dir():
@@ -116,7 +126,7 @@ def _load(key: str, source: str, kind: tuple[str, Any], labels: int | None = Non
     missing = ", ".join(sorted(info["missing_keys"]))  # transformers fills them with random numbers
     if missing and labels is None:
         raise _refused(key, source, f"it is not {kind[0]}, weights are missing: {missing[:200]}")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+    return spread(model.eval(), devices_of(gpus)), tokenizer
 
 
 def _attempt(key: str, source: str, kind: tuple[str, Any], **options: Any) -> Any:

@@ -87,24 +87,27 @@ class RewardModel:
         return logits[:, self.positive] - logits[:, 1 - self.positive]
 
 
-def load_reward(spec: str, positive_label: str = "", key: str = "reward_model") -> RewardModel:
+def load_reward(
+    spec: str, positive_label: str = "", key: str = "reward_model", gpus: int = 1
+) -> RewardModel:
     """The reward model of a folder or hub id; raises ConfigError where it can be no reward.
 
     Args:
         key: the parameter that names it, for errors.
+        gpus: 0: it stays in main memory.
     """
-    return RewardModel(*load_classifier(spec, key=key), positive_label)
+    return RewardModel(*load_classifier(spec, key=key, gpus=gpus), positive_label)
 
 
 def load_scorer(
     scorer: Scorer, prompts: Sequence[Prompt], key: str = "reward_model"
 ) -> RewardModel | OwnReward:
-    """What scores, by its name; the user's own function is tried on the first prompts.
+    """What scores, by its name, in main memory; the user's own function is tried on the first prompts.
 
     Raises ConfigError where it cannot be used.
     """
     if not scorer.model.startswith(PYTHON):
-        return load_reward(scorer.model, scorer.positive_label, key)
+        return load_reward(scorer.model, scorer.positive_label, key, gpus=0)
     try:
         own = OwnReward(*place_of(scorer.model), scorer.model)
         own([with_completion(prompt, " yes") for prompt in prompts[:2]])
