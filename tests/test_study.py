@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
-from reports.text.statistics import comparisons, differences
+from reports.text.statistics import comparisons, differences, load_study
 from warp_core import study as study_module
 from warp_core.config import load_params
 from warp_core.engine.local import LocalEngine
 from warp_core.merge import lerp
 from warp_core.store.errors import ConfigError
-from warp_core.store.files import read_jsonl
+from warp_core.store.files import read_jsonl, write_text
 from warp_core.store.results import Store
 from warp_core.study import config_of, policy_of, run_studies, run_study, wanted
 from warp_core.train import Run
@@ -214,6 +215,7 @@ def test_rows_that_cannot_be_written_stop_the_computation_with_what_happened(mad
             "eat: unknown parameter; did you mean 'eta'",
         ),
         ({"arm": {}}, "arm: unknown parameter; did you mean 'arms'"),
+        ({"arms": {}, "policies": []}, "arms: {} given"),
         ({"arms": {"many": {"step": 3}}, "policies": [{"arm": "many"}]}, "step: unknown parameter"),
         (
             {"arms": {"many": {"seed": 3}}, "policies": [{"arm": "many"}]},
@@ -262,6 +264,31 @@ COMPARED = {"name": "a", "ours": {"arm": "many", "what": "slerp", "m": 2, "eta":
 def test_a_comparison_that_cannot_be_is_refused(made, comparison, said):
     with pytest.raises(ConfigError) as caught:
         comparisons(made(comparisons=[COMPARED | comparison]))
+    assert said in str(caught.value)
+
+
+def test_a_judge_is_asked_for_in_the_arms_that_are_compared(made):
+    arms = ARMS | {"sft": ARMS["sft"] | {"judge": "vader"}}
+    without = {"ours": {"arm": "long", "t": 1, "what": "run"}, "theirs": {"what": "sft"}}
+    of_sft = {"ours": {"arm": "sft", "t": 2}, "theirs": {"arm": "sft", "t": 4}}
+    assert comparisons(made(arms=arms, comparisons=[of_sft | {"measure": "judge"}]))
+    with pytest.raises(ConfigError, match="no `judge` is set"):
+        comparisons(made(arms=arms, comparisons=[without | {"measure": "judge"}]))
+
+
+@pytest.mark.parametrize(
+    ("curve", "said"),
+    [
+        ({"arm": "none"}, "curve 'x': {'arm': 'none'} fits none of the evaluated policies"),
+        ({"arm": "many", "step": 1}, "curve 'x': step: unknown parameter"),
+        ({"arm": "many", "label": None}, "curve None: a label is needed"),
+    ],
+)
+def test_a_curve_that_goes_through_nothing_is_refused(made, curve, said, tmp_path):
+    study = made(curves=[{"label": "x"} | curve])
+    write_text(tmp_path / "study.yaml", yaml.safe_dump(study.model_dump()))
+    with pytest.raises(ConfigError) as caught:
+        load_study(tmp_path / "study.yaml")
     assert said in str(caught.value)
 
 

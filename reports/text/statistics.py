@@ -27,6 +27,7 @@ def load_study(path: Path | str) -> Study:
     try:
         study = Study(**load_params(path))
         comparisons(study)
+        _check_curves(study)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return study
@@ -41,21 +42,40 @@ def comparisons(study: Study) -> list[Comparison]:
         where = f"comparison {each.name!r}"
         if each.ours == each.theirs and each.share == 1:
             mistakes.append(f"{where}: compares a thing with itself: {each.ours}")
-        if each.measure == "judge" and not config_of(study, next(iter(study.arms)), 0).judge:
-            mistakes.append(f"{where}: measures what a judge says, and no `judge` is set")
         for side in (each.ours, each.theirs):
-            unknown = side.keys() - Point.model_fields.keys()
-            mistakes += [
-                f"{where}: {key}: {unknown_parameter(key, POINT)}" for key in sorted(unknown)
-            ]
-            if unknown:
+            if unknown := _unknown(where, side):
+                mistakes += unknown
                 continue
             found = [point for point in points if fits(point.model_dump(), side)]
+            arms = {point.arm for point in found if point.arm}
+            if each.measure == "judge" and not all(config_of(study, a, 0).judge for a in arms):
+                mistakes.append(f"{where}: measures what a judge says, and no `judge` is set")
             if not found or (each.at == "policy" and len(found) > 1):
                 mistakes.append(f"{where}: {side} fits {len(found)} of the evaluated policies")
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return compared
+
+
+def _check_curves(study: Study) -> None:
+    """Raises ConfigError where a curve goes through no policy, or has no label."""
+    points, mistakes = [point.model_dump() for _, point in wanted(study)], []
+    for each in study.curves:
+        keys = {key: value for key, value in each.items() if key != "label"}
+        where = f"curve {each.get('label')!r}"
+        mistakes += (unknown := _unknown(where, keys))
+        if not isinstance(each.get("label"), str):
+            mistakes.append(f"{where}: a label is needed, a text: {keys}")
+        if not unknown and not any(fits(point, keys) for point in points):
+            mistakes.append(f"{where}: {keys} fits none of the evaluated policies")
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+
+
+def _unknown(where: str, keys: Mapping[str, Any]) -> list[str]:
+    """What to say of those that no policy has."""
+    unknown = sorted(keys.keys() - Point.model_fields.keys())
+    return [f"{where}: {key}: {unknown_parameter(key, POINT)}" for key in unknown]
 
 
 def differences(

@@ -115,7 +115,9 @@ class Study(Parameters):
     """Files of parameters that all arms have."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """And further ones."""
-    arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    arms: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, min_length=1, validate_default=True
+    )
     """Name of an arm -> the parameters that make it."""
     policies: list[dict[str, Any]] = Field(default_factory=list)
     """`Points` that are evaluated."""
