@@ -74,16 +74,19 @@ class Section:
         return f"{self.id}: notebooks/{self.notebook.name}"
 
     def fingerprint(self) -> list[str]:
-        """Of what decides how the notebook comes out: parameters, cells, tables, figures, results."""
+        """Of what decides how the notebook comes out: parameters, cells, tables, figures; what it reads of
+        the repository; results, which it may write itself."""
         cells = [[cell.cell_type, cell.source] for cell in read_notebook(self.notebook).cells]
         code = [_sha256(file) for file in sorted(TEXT.glob("*.py"))]
-        of_root = ("reports/", "params/")
-        places = [self.root if p.startswith(of_root) else self.runs for p in self.reads]
-        found = (folder.glob(p) for folder, p in zip(places, self.reads, strict=True))
-        files = sorted({file for each in found for file in each})
-        results = [[str(file.relative_to(self.root)), _sha256(file)] for file in files]
-        parts = [self.parameters, cells, code], results
+        given = [p for p in self.reads if p.startswith(("reports/", "params/"))]
+        of_root = self._contents(self.root, given)
+        results = self._contents(self.runs, [p for p in self.reads if p not in given])
+        parts = [self.parameters, cells, code], of_root, results
         return [hashlib.sha256(json.dumps(part).encode()).hexdigest() for part in parts]
+
+    def _contents(self, folder: Path, patterns: list[str]) -> list[list[str]]:
+        files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
+        return [[str(file.relative_to(self.root)), _sha256(file)] for file in files]
 
     def is_done(self) -> bool:
         try:

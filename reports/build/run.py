@@ -39,7 +39,7 @@ class Running:
     section: Section
     child: subprocess.Popen[bytes]
     log: IO[bytes]
-    source: str  # fingerprint of what was started
+    given: list[str]  # fingerprint of what it began with, but for the results
     began: float
 
 
@@ -105,7 +105,7 @@ def _start(section: Section) -> Running:
     log = tempfile.TemporaryFile()  # noqa: SIM115 (`_finish` closes it)
     # Its own session: Ctrl-C reaches this process alone, which then stops the others in order.
     child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    return Running(section, child, log, section.fingerprint()[0], time.monotonic())
+    return Running(section, child, log, section.fingerprint()[:-1], time.monotonic())
 
 
 def _finish(one: Running) -> None:
@@ -115,7 +115,7 @@ def _finish(one: Running) -> None:
             log.seek(0)
             _explain(one.section, executing, log.read().decode(errors="replace"))
     notebook = read_notebook(executing)
-    notebook.metadata["warp_report"] = [one.source, one.section.fingerprint()[1]]
+    notebook.metadata["warp_report"] = [*one.given, one.section.fingerprint()[-1]]
     nbformat.write(notebook, executing)
     executing.replace(one.section.executed)
 

@@ -1,6 +1,9 @@
 """sections.yaml, checked before anything runs; what of it is done."""
 
+import io
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import project
@@ -9,6 +12,7 @@ import pytest
 from reports.build.__main__ import main
 from reports.build.faults import ReportError
 from reports.build.plan import load_project, parameters_of
+from reports.build.run import Running, _finish
 from warp_core.store.files import seal_json, seal_text
 
 
@@ -29,6 +33,29 @@ def test_what_changed_is_not_done(copy: Path, file: str, change, again: set[str]
     path.write_text(changed, encoding="utf-8")
     sections = load_project(copy, smoke=False).sections
     assert {section.id for section in sections if not section.is_done()} == again
+
+
+def test_rows_written_while_a_notebook_ran_are_not_done(copy: Path) -> None:
+    """It may have read the ones before; what it writes itself below runs/ is another matter."""
+    plan = project.read_plan(copy)
+    plan["run"]["last"][0]["reads"] = ["reports/studies/*.jsonl", "one/summary.json"]
+    project.write_plan(copy, plan)
+    section = load_project(copy, smoke=False).stage("last")[0]
+    rows = copy / "reports/studies/one.jsonl"
+    rows.parent.mkdir(exist_ok=True)
+
+    def run(while_it_runs: Path) -> bool:
+        given = section.fingerprint()[:-1]
+        shutil.copy(section.executed, section.executed.with_name("executing.ipynb"))
+        with while_it_runs.open("a", encoding="utf-8") as file:
+            file.write(" ")
+        child = SimpleNamespace(returncode=0)
+        _finish(Running(section, child, io.BytesIO(), given, 0.0))  # type: ignore[arg-type]
+        return section.is_done()
+
+    assert run(copy / "runs/one/summary.json")
+    assert not run(rows)
+    assert run(copy / "runs/one/summary.json")
 
 
 def test_every_mistake_is_found_before_anything_runs(
