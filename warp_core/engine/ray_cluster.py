@@ -31,13 +31,14 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from warp_core.engine.driver import Ended, Engine, Hands, Look, threads_set
+from warp_core.engine.progress import steps_of
 from warp_core.store.errors import ConfigError, DiedError, MessageOnly
 from warp_core.store.files import make_room
 from warp_core.store.machine import PACKAGES, code_of_the_method
 from warp_core.store.results import Store, Task
 from warp_core.store.signals import terminated_as_interrupted
 
-TRIES = 3  # of a task whose process or machine dies
+TRIES = 3  # of a task whose process or machine dies, and which comes no further
 # Seconds: of an address, between two looks at the machines, of a mark.
 ANSWER, LOOK, MARK = 5.0, 5.0, 300.0
 # Of the environment, what decides bits, speed, or where things lie; no keys of anybody.
@@ -260,7 +261,9 @@ def _seen(mark: Path, word: str, cwd: Path, known: tuple[str, list[str]]) -> str
 class _Call:
     task: Task
     passing: Sequence[Task]
-    tries: int
+    tries: int = 1
+    step: int = 0
+    """Steps that it had logged when it died before."""
 
 
 class _Cluster:
@@ -273,7 +276,7 @@ class _Cluster:
 
     def start(self, task: Task, passing: Sequence[Task]) -> None:
         if task.reads:
-            self._submit(_Call(task, passing, 1))
+            self._submit(_Call(task, passing))
             return
         error = None
         try:
@@ -293,10 +296,11 @@ class _Cluster:
             for ref in ray.wait(list(self.busy), timeout=LOOK)[0]:
                 call = self.busy.pop(ref)
                 error = _error_of(ref)
-                if isinstance(error, _Died) and call.tries < TRIES:
-                    self._submit(_Call(call.task, call.passing, call.tries + 1))
-                    continue
                 if isinstance(error, _Died):
+                    again = self._again(call, error)
+                    if again.tries <= TRIES:
+                        self._submit(again)
+                        continue
                     error = DiedError(
                         f"{TRIES} times {error}; all else is kept, and the same command goes on"
                     )
@@ -309,6 +313,13 @@ class _Cluster:
                 self.release()
         done, self.done = self.done, Ended()
         return done
+
+    def _again(self, call: _Call, died: "_Died") -> _Call:
+        """Its next try; the first one again where it came further, but not where memory ran out."""
+        step = steps_of(self.store.log(call.task)) if call.task.steps else 0
+        further = step > call.step and not died.of_memory
+        tries = 1 if further else call.tries + 1
+        return _Call(call.task, call.passing, tries, max(step, call.step))
 
     def _room(self) -> int:
         sizes = self.threads, self.wants["memory"], self.wants["num_gpus"]
@@ -331,6 +342,12 @@ class _Cluster:
 class _Died(Exception):
     """A task's process or machine did."""
 
+    of_memory = False
+
+
+class _OutOfMemory(_Died):
+    of_memory = True
+
 
 def _error_of(ref: ray.ObjectRef) -> Exception | None:
     try:
@@ -339,7 +356,9 @@ def _error_of(ref: ray.ObjectRef) -> Exception | None:
         cause = error.cause
         return cause if isinstance(cause, MessageOnly) and isinstance(cause, Exception) else error
     except OutOfMemoryError:
-        return _Died("its machine ran out of memory (a smaller batch_size or max_new_tokens helps)")
+        return _OutOfMemory(
+            "its machine ran out of memory (a smaller batch_size or max_new_tokens helps)"
+        )
     except NodeDiedError:
         return _Died("its machine died")
     except RayError:
