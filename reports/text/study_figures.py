@@ -196,35 +196,45 @@ def _iterations(study: Study, rows: Sequence[Row]) -> list[Shown]:
         "Фронты слитых запусков (LITI с η от 0,3 до 1) и одного запуска, у которого столько же шагов "
         f"обучения, сколько у них вместе. {THIN}"
     )
-    data = data_of(rows, "kl", "reward")
-    shown = [Shown([plane(study, rows, curves=of_four)], "plane", caption, data)]
+    data, sft = data_of(rows, "kl", "reward"), next(row for row in rows if row["what"] == "sft")
+    fronts = [of_curve(each, rows) for each in of_four]
+    long = next((chosen for keys, chosen in fronts if keys.get("t") == 120), [])
+    others = [(style_of(keys), chosen) for keys, chosen in fronts if chosen is not long]
+    panels = [plane(study, rows, new_axes(380, 330), curves=of_four)]
+    if long:
+        panels.append(over_front(others, long, sft, "одного запуска, T = 120"))
+        caption += OVER
+    shown = [Shown(panels, "plane", caption, data)]
     later = [
         {"label": f"итерация {i}", "arm": "iterated", "what": "slerp", "iteration": i}
         for i in (2, 3, 4)
     ]
     first = {"label": "итерация 1", "arm": "merged", "what": "slerp", "m": 2}
-    long = [c for c in study.curves if c.get("t") == 240]
     if any(row["arm"] == "iterated" for row in rows):
-        ax, sft = new_axes(440, 330), next(row for row in rows if row["what"] == "sft")
-        start = value(sft, "kl"), value(sft, "reward")
-        colors = (BLUE, SKY, GREY, BLACK)
-        marks = "oPsv"
+        ax, start = new_axes(380, 330), (value(sft, "kl"), value(sft, "reward"))
+        colors, marks, iterated = (BLUE, SKY, GREY, BLACK), "oPsv", []
         for k, each in enumerate([first, *later]):
             _, chosen = of_curve(each, rows)
             style = {"color": colors[k], "marker": marks[k], "linestyle": "-", "markersize": 6}
             _kl_reward(ax, chosen, each["label"], start, style)
-        for each in long:
-            keys, chosen = of_curve(each, rows)
-            _kl_reward(ax, chosen, each["label"], start, style_of(keys))
+            iterated.append((style, chosen))
+        long = []
+        for each in (c for c in study.curves if c.get("t") == 240):
+            keys, long = of_curve(each, rows)
+            _kl_reward(ax, long, each["label"], start, style_of(keys))
         with_sft(ax, *start)
         root_scale(ax)
         ax.set_ylabel(AXES["reward"])
-        above(ax, columns=2)
+        above(ax, columns=1)
         caption = (
             "Фронты после 1–4 итераций по два слитых запуска и фронт одного запуска из 240 шагов, что "
             f"равно четырём итерациям по двум запускам. {THIN}"
         )
-        shown.append(Shown([ax], "iterations", caption, data))
+        panels = [ax]
+        if long:
+            panels.append(over_front(iterated, long, sft, "одного запуска, T = 240"))
+            caption += OVER
+        shown.append(Shown(panels, "iterations", caption, data))
     if compute := _compute(rows):
         shown.append(compute)
     return shown
@@ -237,6 +247,39 @@ def _kl_reward(
     axes = (lambda row: value(row, "kl")), (lambda row: value(row, "reward"))
     if rows:
         curve(ax, rows, *axes, f"{label} ({n})", start, **style)
+
+
+OVER = " Справа — на сколько фронт выше опорного (нуль) в том же обучении при той же KL."
+
+
+def over_front(
+    methods: Sequence[tuple[Keys, Sequence[Row]]], front: Sequence[Row], sft: Row, whose: str
+) -> Axes:
+    """How far methods are above a front at the same KL, training by training; what lies beyond the front's
+    end is left out.
+
+    Args:
+        methods: style and rows of each.
+        whose: front, in the genitive.
+    """
+    ends = {}
+    for seed, of_seed in grouped(front, _seed).items():
+        points = sorted((value(row, "kl") ** 0.5, value(row, "reward")) for row in of_seed)
+        ends[seed] = np.array([(0.0, value(sft, "reward")), *points]).T  # straight over the root
+    ax = new_axes(380, 330)
+    for style, rows in methods:
+        over = []
+        for row in rows:
+            root = value(row, "kl") ** 0.5
+            if row["seed"] in ends and root <= ends[row["seed"]][0][-1]:
+                of_front = float(np.interp(root, *ends[row["seed"]]))
+                over.append({**row, "over": value(row, "reward") - of_front})
+        axes = (lambda row: value(row, "kl")), (lambda row: row["over"])
+        curve(ax, over, *axes, "", (value(sft, "kl"), 0.0), **style)
+    ax.axhline(0, color=PURPLE if front[0]["what"] == "run" else BLUE, linewidth=1.2)
+    root_scale(ax)
+    ax.set_ylabel(f"Выше фронта {whose}, баллы")
+    return ax
 
 
 AT_KL = 4.0  # nats, at which rewards are set against the compute behind them
@@ -351,7 +394,8 @@ def _merge(study: Study, rows: Sequence[Row]) -> list[Shown]:
         shown.append(over_lambda)
     colors, marks = (GREEN, BLUE, SKY, BLUE, GREY), "^oPo*"
     sft = next(row for row in rows if row["what"] == "sft")
-    start, ax = (value(sft, "kl"), value(sft, "reward")), new_axes(440, 330)
+    start, ax = (value(sft, "kl"), value(sft, "reward")), new_axes(380, 330)
+    fronts: dict[Any, tuple[Keys, list[Row]]] = {}
     for k, m in enumerate((1, 2, 3, 4, 5)):
         what = "run" if m == 1 else "slerp"
         chosen = [r for r in rows if r["arm"] == "five" and r["what"] == what and r["lam"] is None]
@@ -361,6 +405,7 @@ def _merge(study: Study, rows: Sequence[Row]) -> list[Shown]:
         style |= {"markerfacecolor": WHITE, "linestyle": (0, (4, 2))} if m == 2 else {}
         if chosen and m > 1:
             _kl_reward(ax, chosen, label, start, style)
+            fronts[m] = style, chosen
         elif chosen:
             n = len({row["seed"] for row in chosen})
             for row in chosen:
@@ -379,13 +424,19 @@ def _merge(study: Study, rows: Sequence[Row]) -> list[Shown]:
             ax.plot([], [], "^", color=GREEN, label=f"{label} ({n})", markersize=5)
     four = [r for r in rows if r["what"] == "lerp" and r["m"] == 4]
     if four:
-        _kl_reward(ax, four, "LERP 4 запусков, η до 2", start, style_of({"what": "lerp", "m": 4}))
+        fronts["lerp"] = style_of({"what": "lerp", "m": 4}), four
+        _kl_reward(ax, four, "LERP 4 запусков, η до 2", start, fronts["lerp"][0])
     with_sft(ax, *start)
     root_scale(ax)
     ax.set_ylabel(AXES["reward"])
     above(ax, columns=2)
     caption = f"Фронты SLERP с разным числом слитых запусков M, LERP четырёх и сами запуски. {THIN}"
-    return [*shown, Shown([ax], "plane", caption, data_of(rows, "kl", "reward"))]
+    panels = [ax]
+    if 4 in fronts:
+        _, of_four = fronts.pop(4)
+        panels.append(over_front([*fronts.values()], of_four, sft, "SLERP 4 запусков"))
+        caption += OVER
+    return [*shown, Shown(panels, "plane", caption, data_of(rows, "kl", "reward"))]
 
 
 def _over_lambda(rows: Sequence[Row]) -> Shown | None:

@@ -207,3 +207,25 @@ def test_partial_rows_are_shown_and_said(project):
     found = studies.verdicts(every)
     assert all(v.effect.startswith("обучений: ") for v in found if not v.between)
     assert f"мало обучений у {len(found)}" in claims.counted(found)
+
+
+def test_differences_are_of_one_training_at_one_kl_and_not_beyond_the_front():
+    """Two fronts that are straight over √KL, with slopes of their own in each training."""
+
+    def row(what, seed, kl, slope):
+        measured = {key: {"mean": mean} for key, mean in (("kl", kl), ("reward", slope * kl**0.5))}
+        keys = {"arm": what, "what": what, "iteration": 1, "m": 1, "t": 3, "lam": None}
+        return {"seed": seed, "eta": kl, **keys, **measured}
+
+    slopes = {1: 1.0, 2: 3.0}
+    front = [row("run", seed, kl, a) for seed, a in slopes.items() for kl in (1.0, 4.0)]
+    kls = (0.25, 1.0, 4.0, 9.0)
+    other = [row("slerp", seed, kl, a + 0.5) for seed, a in slopes.items() for kl in kls]
+    other += [row("slerp", 3, 1.0, 7.0)]  # of a training that the front does not have
+    sft = {"kl": {"mean": 0.0}, "reward": {"mean": 0.0}}
+    style = {"color": "k", "marker": "o", "linestyle": "-"}
+    ax = study_figures.over_front([(style, other)], front, sft, "одного запуска")
+    points = [line.get_xydata()[0] for line in ax.get_lines() if len(line.get_xydata()) == 1]
+    assert [kl for kl, _ in points] == [0.25, 1.0, 4.0]
+    assert [over for _, over in points] == pytest.approx([0.25, 0.5, 1.0])
+    assert "одного запуска" in ax.get_ylabel()
