@@ -171,7 +171,7 @@ def make_run(policy_folders, tiny_reward_folder):
         keys = {"batch_size": 4, "max_new_tokens": 5, "mu": 0.3, "anchor": anchor}
         config = WarpConfig(**LORA | keys | changes).training
         folder = policy_folders("llama")
-        policy, of_kl, tokenizer = _start(config, folder, folder, seed=3)
+        policy, of_kl, tokenizer = _start(config, folder, folder, 3, 1)
         ema = {n: w.clone() for n, w in weights_of(policy).items()} if anchor == "sft" else None
         prompts = [f"{a} {b}" for a in tiny.WORDS[:5] for b in tiny.WORDS[5:10]]
 
