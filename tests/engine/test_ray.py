@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -74,9 +74,10 @@ class Machines:
         def found():
             for node in self.nodes:
                 (raylet,) = node.all_processes["raylet"]
-                for worker in psutil.Process(raylet.process.pid).children(recursive=True):
-                    if label in " ".join(worker.cmdline()):
-                        return node
+                with suppress(psutil.Error):  # one that ends while it is asked
+                    for worker in psutil.Process(raylet.process.pid).children(recursive=True):
+                        if label in " ".join(worker.cmdline()):
+                            return node
 
         return wait_for(found)
 
