@@ -24,6 +24,7 @@ from warp_core.world.studies import Comparison, Study
 
 Row = Mapping[str, Any]
 ENOUGH = 0.05  # p of a comparison that is told from zero
+FEW = 3  # trainings of an arm that a verdict needs, where the study asks for as many
 HOLDS, REFUTED, UNKNOWN = "подтверждается", "не подтверждается", "неразличимо"
 NONE = "мало обучений"
 UNITS = {  # of a measure: unit, places
@@ -57,7 +58,7 @@ class Verdict:
     comparison: Comparison
     by_seed: Mapping[int, float]
     between: Mapping[str, float]
-    """`between_trainings` of them; empty where fewer than two are there."""
+    """`between_trainings` of them; empty where too few are there."""
     p: float
     """Corrected by Holm where it is primary."""
     of: int
@@ -145,9 +146,10 @@ def verdicts(studies: Sequence[Study]) -> list[Verdict]:
         for comparison in comparisons(study):
             by_seed = differences(rows, comparison, asked)
             values = list(by_seed.values())
-            between = between_trainings(values) if len(values) > 1 else {}
-            found.append((study, comparison, by_seed, between))
             of.append(min(_trainings(asked, s) for s in (comparison.ours, comparison.theirs)))
+            enough = len(values) >= max(2, min(FEW, of[-1]))
+            between = between_trainings(values) if enough else {}
+            found.append((study, comparison, by_seed, between))
     ps = [between.get("p", 1.0) for *_, between in found]
     primary = [k for k, (_, comparison, *_) in enumerate(found) if comparison.primary]
     for k, p in zip(primary, holm([ps[k] for k in primary]), strict=True):

@@ -209,6 +209,16 @@ def test_partial_rows_are_shown_and_said(project):
     assert f"мало обучений у {len(found)}" in claims.counted(found)
 
 
+def test_two_trainings_give_no_verdict_where_three_are_asked_for(project):
+    every = project(0.3)
+    for study in every:
+        rows = [row for row in studies.load_rows(study) if row["seed"] in (None, 1, 2)]
+        write_jsonl(study.path, rows)
+    found = studies.verdicts(every)
+    assert {(v.word, len(v.by_seed)) for v in found} == {(studies.NONE, 2)}
+    assert all(v.effect == f"обучений: 2 из {v.of}" for v in found)
+
+
 def test_differences_are_of_one_training_at_one_kl_and_not_beyond_the_front():
     """Two fronts that are straight over √KL, with slopes of their own in each training."""
 
