@@ -135,13 +135,10 @@ class WarpConfig(RunParameters, World, Training):
         return world, self.max_new_tokens, self.lora_targets if self.lora_rank else None
 
 
-Etas = Annotated[list[Eta], Field(min_length=1)]
-
-
 class FrontConfig(Parameters):
     """The front of a finished experiment."""
 
     run_dir: Text = "runs/experiment_4_control"
     """The experiment's run folder."""
-    etas: Etas = [0.0, 0.1, 0.3, 0.5, 0.8, 1.0]  # noqa: RUF012 (pydantic copies it)
+    etas: Annotated[list[Eta], Field(min_length=1)] = [0.0, 0.1, 0.3, 0.5, 0.8, 1.0]  # noqa: RUF012 (pydantic copies it)
     """η of each point, the paper's grid."""

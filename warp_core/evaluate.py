@@ -128,9 +128,6 @@ def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     return {"mean": float(np.mean(values)), "stderr": float(stderr), "n": n}
 
 
-# Between trainings
-
-
 def between_trainings(values: Sequence[float]) -> dict[str, float]:
     """Mean of a value by training seed, its 95 % interval (Student's t) and the p of a mean of 0.
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from warp_core.config import ConfigError, WarpConfig, load_params
 from warp_core.engine.precision import check_precision
 from warp_core.engine.tables import Entry, Row, Table, complete
-from warp_core.evaluate import estimate
-from warp_core.folders import GEOMETRY, geometry, read_completions
+from warp_core.folders import GEOMETRY, geometry
 from warp_core.store.files import sealed_json
 from warp_core.store.results import Store, Task
 from warp_core.store.run_folder import NOT_COMPARED
@@ -22,7 +21,6 @@ from warp_core.tasks import stored_inputs
 from warp_core.warp import Experiment
 from warp_core.world.inputs import StoredInputs
 from warp_core.world.studies import Point, Points, Study
-from warp_core.world.texts import text_statistics
 
 STORE = Path("runs/store")
 NAMES = {*NOT_COMPARED, "name", "eval_every"}  # keys that decide nothing
@@ -64,6 +62,24 @@ def wanted(study: Study) -> list[tuple[int | None, Point]]:
     return list(rows.values())
 
 
+def digests(study: Study) -> list[str]:
+    """Of `wanted` rows, in their order, by the parameters that the study has now."""
+    configs, asked = {arm: config_of(study, arm, 0) for arm in study.arms}, wanted(study)
+    of = [(*_training(study, seed, point), seed, point) for seed, point in asked]
+    return [_digest(configs[arm].model_copy(update={"seed": s}), *row) for arm, s, *row in of]
+
+
+def _training(study: Study, seed: int | None, point: Point) -> tuple[str, int]:
+    """Arm and seed of the training that gives a row; θ_sft's is any."""
+    return point.arm or next(iter(study.arms)), study.seeds[0] if seed is None else seed
+
+
+def _digest(config: WarpConfig, seed: int | None, point: Point) -> str:
+    decides = config.model_dump(exclude=NAMES, exclude_defaults=True)
+    about = json.dumps([decides, point.model_dump(), seed], sort_keys=True)
+    return hashlib.sha256(about.encode()).hexdigest()[:16]
+
+
 def tables_of(studies: Iterable[Study]) -> list[Table]:
     """Of all studies; inputs that experiments have in common are loaded once."""
     given: dict[str, StoredInputs] = {}
@@ -72,7 +88,7 @@ def tables_of(studies: Iterable[Study]) -> list[Table]:
         experiments: dict[tuple[str, int], Experiment] = {}
         entries = []
         for seed, point in wanted(study):
-            which = point.arm or next(iter(study.arms)), study.seeds[0] if seed is None else seed
+            which = _training(study, seed, point)
             if which not in experiments:
                 config = config_of(study, *which)
                 check_precision(config.precision)
@@ -87,32 +103,22 @@ def tables_of(studies: Iterable[Study]) -> list[Table]:
 def _entry(study: Study, seed: int | None, point: Point, e: Experiment) -> Entry:
     policy, runs = policy_of(e, point)
     label = f"{point.what} {point.arm}" if point.arm else "SFT"
-    evaluation, decides = e.evaluation(policy, label), e.config.model_dump(exclude_defaults=True)
-    of_sft = e.evaluation(e.theta_sft, "SFT")  # which every row has beside it, by the same reward
-    tasks = [evaluation, of_sft, *([e.judged(evaluation)] if e.config.judge else [])]
+    evaluation = e.evaluation(policy, label)
+    tasks = [evaluation, e.of_sft, *([e.judged(evaluation)] if e.config.judge else [])]
     geometric = len(runs) > 1 and point.eta == point.iteration == 1 and not e.config.lora_rank
     if geometric:
         inputs = {"theta_init": e.theta_sft, "thetas": [*runs, policy]}
         tasks.append(Task("geometry", geometry, {}, inputs, label=f"{label}, geometry"))
-    about = [{k: v for k, v in decides.items() if k not in NAMES}, point.model_dump(), seed]
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
     def row(store: Store) -> Row:
-        folder = store.path(evaluation)
-        texts = text_statistics(read_completions(folder).texts)
-        origin = sealed_json(folder / "origin.json", folder)
         row = {"study": study.name, "seed": seed, **point.model_dump()}
-        row |= e.measured(store, evaluation) | {"length": texts["words"]}
-        row |= {"sft_reward": estimate(read_completions(store.path(of_sft)).rewards)["mean"]}
-        row |= {key: texts[key] for key in ("repetition", "distinct_pairs")}
         row |= {"geometry": sealed_json(store.path(tasks[-1]) / GEOMETRY)} if geometric else {}
-        row |= {key: origin[key] for key in ("commit", "code", "device")}
-        row |= {"precision": e.config.precision, "reward_model": e.identity["reward_sha256"][:16]}
+        row |= e.measured(store, evaluation) | e.described(store, evaluation)
         return row | {"seconds": store.seconds_behind(policy, "run")}
 
     turn = -1 if seed is None else study.seeds.index(seed)
-    wants = e.run_bytes, e.config.gpus
-    return Entry(digest, turn, tasks, row, [e.theta_sft, *e.given.rewards], *wants)
+    digest, keep = _digest(e.config, seed, point), [e.theta_sft, *e.given.rewards]
+    return Entry(digest, turn, tasks, row, keep, e.run_bytes, e.config.gpus)
 
 
 def policy_of(e: Experiment, p: Point) -> tuple[Task, list[Task]]:

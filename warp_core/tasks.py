@@ -9,9 +9,10 @@ from warp_core.engine.memory import Sizes
 from warp_core.engine.tracking import tracked_run
 from warp_core.evaluate import BATCH, Estimate, estimate
 from warp_core.folders import JUDGED, evaluate, judge, merge, read_completions, rl_run
-from warp_core.store.files import sealed_jsonl
+from warp_core.store.files import sealed_json, sealed_jsonl
 from warp_core.store.results import Store, Task
 from warp_core.world.inputs import Inputs, StoredInputs
+from warp_core.world.texts import text_statistics
 
 
 class Parts:
@@ -81,12 +82,17 @@ class Parts:
         c, given = self.config, self.given
         inputs = {"policy": policy, "theta_sft": self.theta_sft}
         inputs |= {"rewards": given.rewards, "prompts": given.held_out}
-        inputs |= {"of_sft": self.evaluation(self.theta_sft, "SFT")} if both_ways else {}
+        inputs |= {"of_sft": self.of_sft} if both_ways else {}
         arguments = {"max_new_tokens": c.max_new_tokens, "temperature": c.temperature}
         arguments |= {"scored": given.scored, "seed": c.eval_seed}
         hints, label = {"gpus": c.gpus}, f"{c.name}, {label} evaluated"
         cost = 1 + c.eval_prompts // (2 * c.batch_size)
         return Task("evaluation", evaluate, arguments, inputs, hints, label, cost=cost)
+
+    @property
+    def of_sft(self) -> Task:
+        """θ_sft's evaluation, beside which others stand."""
+        return self.evaluation(self.theta_sft, "SFT")
 
     def judged(self, evaluation: Task) -> Task:
         """What the judge says of a policy's completions."""
@@ -101,6 +107,18 @@ class Parts:
         if self.config.judge:
             values["judge"] = estimate(self.scores_of_judge(store, evaluation))
         return values
+
+    def described(self, store: Store, evaluation: Task) -> dict[str, Any]:
+        """Of an evaluated policy's completions: their looks, θ_sft's reward beside them, what made them."""
+        folder = store.path(evaluation)
+        texts = text_statistics(read_completions(folder).texts)
+        rewards = read_completions(store.path(self.of_sft)).rewards
+        found = {"length": texts["words"], "sft_reward": estimate(rewards)["mean"]}
+        found |= {key: texts[key] for key in ("repetition", "distinct_pairs")}
+        origin = sealed_json(folder / "origin.json", folder)
+        found |= {key: origin[key] for key in ("commit", "code", "device")}
+        reward_model = self.given.identity["reward_sha256"][:16]
+        return found | {"precision": self.config.precision, "reward_model": reward_model}
 
     def scores_of_judge(self, store: Store, evaluation: Task) -> list[float]:
         """What the judge says of each completion."""

@@ -79,8 +79,7 @@ class Experiment(Parts):
 
     def evaluations(self) -> list[Task]:
         """Of θ_sft and of WARP."""
-        warp = self.evaluation(self.warp, "WARP", both_ways=True)
-        return [self.evaluation(self.theta_sft, "SFT"), warp]
+        return [self.of_sft, self.evaluation(self.warp, "WARP", both_ways=True)]
 
     def wanted(self) -> list[Task]:
         """All that a summary tells of."""
@@ -99,10 +98,11 @@ class Experiment(Parts):
             places["warp" if i == last else f"iteration_{i}/liti"] = theta_init
         if self.config.lora_rank:  # the body, which the adapters need
             places["sft"] = self.theta_sft
-        result = {
-            p: each for p, each in places.items() if p in (f"iteration_{last}/slerp", "warp", "sft")
-        }
-        return places if self.config.keep_weights == "all" else result
+        result, every = (
+            (f"iteration_{last}/slerp", "warp", "sft"),
+            self.config.keep_weights == "all",
+        )
+        return {place: each for place, each in places.items() if every or place in result}
 
     def show(self, store: Store, run_dir: Path) -> None:
         """Those of `shown` that are there."""

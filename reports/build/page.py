@@ -21,10 +21,12 @@ import pypandoc
 
 from reports.build.faults import CSV, ReportError, page_faults
 from reports.build.references import References, Work, bibliography_html
+from reports.text.words import unbroken
 
 TEMPLATE = Path(__file__).resolve().with_name("template.html")  # takes style.css in beside it
 MARKDOWN = "commonmark+pipe_tables+tex_math_dollars+footnotes+gfm_auto_identifiers"
 INSERTED = {"injected-parameters", "papermill-error-cell-tag"}  # cells that papermill adds
+LITERAL = re.compile(r"(```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$)", re.DOTALL)  # code, formulas
 SHOWN = "application/vnd.warp.shown+json"  # what reports.text.show writes
 WORKS = "bibliography"  # the part that holds the list of works
 Shown = Mapping[str, Any]
@@ -123,7 +125,7 @@ def _read(part: Part) -> tuple[dict[str, Any], list[Any], dict[str, dict[str, An
         text, outputs = notebook_text(nbformat.read(part.source, as_version=4))
     else:
         text, outputs = _with_drawings(part.source)
-    document = json.loads(_pandoc(text, MARKDOWN, "json"))
+    document = json.loads(_pandoc(_unbroken(text), MARKDOWN, "json"))
     return document, _html_as_text(document["blocks"]), outputs
 
 
@@ -161,6 +163,11 @@ def _with_drawings(source: Path) -> tuple[str, dict[str, dict[str, Any]]]:
 
     text = source.read_text(encoding="utf-8")
     return re.sub(r"^!\[(.+)\]\(([\w-]+)\.svg\)$", shown, text, flags=re.MULTILINE), outputs
+
+
+def _unbroken(text: str) -> str:
+    """Markdown whose prose does not break where Russian does not; code and formulas stay."""
+    return "".join(each if k % 2 else unbroken(each) for k, each in enumerate(LITERAL.split(text)))
 
 
 def _mark(outputs: dict[str, dict[str, Any]], shown: dict[str, Any]) -> str:

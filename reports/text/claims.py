@@ -1,82 +1,90 @@
 """All studies together: what a colleague would want to be told first, and the four experiments."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from reports.text.studies import HOLDS, NONE, REFUTED, UNKNOWN, Verdict
+from reports.text.studies import ALIKE, HOLDS, NONE, REFUTED, SMALL, UNKNOWN, Verdict
 from reports.text.words import lowered, number
 
-SMALL = 0.15  # points: an interval within it is said to be no difference to speak of
+FRONTS = "при равной KL фронт четырёх слитых запусков"
+WORTH = {
+    HOLDS: f"**Слияние окупается**: {FRONTS} выше фронта одного запуска вчетверо длиннее",
+    REFUTED: f"**Слияние проигрывает**: {FRONTS} ниже фронта одного запуска вчетверо длиннее",
+    ALIKE: f"**Слияние — способ обучать параллельно**: {FRONTS} отличается от фронта одного запуска "
+    f"вчетверо длиннее меньше чем на {number(SMALL, 0.1)} балла",
+    UNKNOWN: f"**Окупается ли слияние, по этим обучениям не сказать**: {FRONTS} против фронта одного "
+    "запуска вчетверо длиннее",
+    NONE: "**Окупается ли слияние, пока неизвестно**: четыре слитых запуска против одного запуска вчетверо "
+    "длиннее",
+}
+ABOVE = {
+    HOLDS: "**Фронт LITI лежит выше траектории того же запуска** при равной KL",
+    REFUTED: "**Фронт LITI лежит ниже траектории того же запуска** при равной KL",
+    ALIKE: "**Фронт LITI и траектория того же запуска неразличимы** при равной KL",
+    UNKNOWN: "**Выше ли при равной KL фронт LITI траектории того же запуска, не сказать**",
+    NONE: "**Лежит ли фронт LITI выше траектории того же запуска, пока неизвестно**",
+}
+BY_LERP = {
+    HOLDS: "SLERP при равной KL выше LERP",
+    REFUTED: "SLERP при равной KL ниже LERP",
+    ALIKE: "SLERP и LERP при равной KL неразличимы",
+    UNKNOWN: "лучше ли SLERP, чем LERP, при равной KL, не сказать",
+    NONE: "лучше ли SLERP, чем LERP, при равной KL, пока неизвестно",
+}
+FOURTH = {
+    HOLDS: "награда WARP-модели, как и там, ниже, чем у SFT-модели",
+    REFUTED: "награда WARP-модели, вопреки ему, выше, чем у SFT-модели",
+    ALIKE: "награды WARP- и SFT-моделей неразличимы",
+    UNKNOWN: "выше ли награда WARP-модели, чем SFT-модели, по этим обучениям не сказать",
+    NONE: "ниже ли награда WARP-модели, чем у SFT-модели, пока неизвестно",
+}
+LONGER = {
+    HOLDS: "при T = 30 она выше, чем при T = 10",
+    REFUTED: "при T = 30 она ниже, чем при T = 10",
+    ALIKE: "при T = 30 и T = 10 она неразличима",
+    UNKNOWN: "выше ли она при T = 30, чем при T = 10, не сказать",
+    NONE: "выше ли она при T = 30, чем при T = 10, пока неизвестно",
+}
 
 
 def headline(found: Sequence[Verdict]) -> list[str]:
     """What a colleague would want to be told, in three sentences."""
     by_name = {v.comparison.name: v for v in found}
-    four, liti = by_name["four_against_one"], by_name["liti_above_trajectory"]
-    lerp, seed, longer = (
-        by_name[name] for name in ("slerp_above_lerp_at_equal_kl", "fourth_is_worse", "t30_gains")
+    four = by_name["four_against_one"]
+    small = four.is_small  # whether or not it is told from zero
+    though = " (хотя и отличается)" if small and four.word != ALIKE else ""
+    liti, lerp, fourth, longer = (
+        _said(by_name[name], by_word)
+        for name, by_word in (
+            ("liti_above_trajectory", ABOVE),
+            ("slerp_above_lerp_at_equal_kl", BY_LERP),
+            ("fourth_is_worse", FOURTH),
+            ("t30_gains", LONGER),
+        )
     )
-    same = four.between and max(-four.between["low"], four.between["high"]) < SMALL
-    parallel = (
-        "**Слияние — способ обучать параллельно**: при равной KL фронт четырёх слитых запусков отличается "
-        f"от фронта одного запуска вчетверо длиннее меньше чем на {number(SMALL, 0.1)} балла"
-    )
-    worth = {
-        HOLDS: "**Слияние окупается**: при равной KL фронт четырёх слитых запусков выше фронта одного "
-        "запуска вчетверо длиннее",
-        REFUTED: "**Слияние проигрывает**: при равной KL фронт четырёх слитых запусков ниже фронта одного "
-        "запуска вчетверо длиннее",
-        UNKNOWN: "**Окупается ли слияние, по этим обучениям не сказать**: при равной KL фронт четырёх "
-        "слитых запусков неотличим от фронта одного запуска вчетверо длиннее",
-        NONE: "**Окупается ли слияние, пока неизвестно**: четыре слитых запуска против одного запуска "
-        "вчетверо длиннее",
-    }
-    above = {
-        HOLDS: "**Фронт даёт интерполяция к начальным весам (LITI)**: при равной KL он выше траектории "
-        "того же запуска",
-        REFUTED: "**Интерполяция к начальным весам (LITI) фронта не даёт**: при равной KL она ниже "
-        "траектории того же запуска",
-        UNKNOWN: "**Даёт ли фронт интерполяция к начальным весам (LITI), по этим обучениям не сказать**: "
-        "разность с траекторией того же запуска при равной KL",
-        NONE: "**Даёт ли фронт интерполяция к начальным весам (LITI), пока неизвестно**",
-    }
-    by_lerp = {
-        HOLDS: "SLERP при равной KL выше LERP",
-        REFUTED: "SLERP при равной KL ниже LERP",
-        UNKNOWN: "SLERP и LERP при равной KL неразличимы",
-        NONE: "неизвестно и то, лучше ли SLERP, чем LERP",
-    }
-    fourth = {
-        HOLDS: "WARP-модель, как и там, хуже SFT-модели",
-        REFUTED: "WARP-модель, вопреки ему, лучше SFT-модели",
-        UNKNOWN: "лучше ли WARP-модель, чем SFT-модель, по этим обучениям не сказать",
-        NONE: "хуже ли там WARP-модель, пока неизвестно",
-    }
-    more = {
-        HOLDS: "T = 30 лучше, чем T = 10",
-        REFUTED: "T = 30 хуже, чем T = 10",
-        UNKNOWN: "T = 30 и T = 10 неразличимы",
-        NONE: "лучше ли T = 30, чем T = 10, пока неизвестно",
-    }
     return [
-        f"{parallel if same and four.word == UNKNOWN else worth[four.word]} ({_told(four)}).",
-        f"{above[liti.word]} ({_told(liti)}); {by_lerp[lerp.word]} ({_told(lerp)}).",
-        f"**Четвёртый эксперимент исходного отчёта**: {fourth[seed.word]} ({_told(seed)}); "
-        f"{more[longer.word]} ({_told(longer)}).",
+        f"{WORTH[ALIKE if small else four.word]}{though} ({_told(four)}).",
+        f"{liti}; {lerp}.",
+        "**В исходном отчёте слияние ничего не усредняло** (seed у запусков, судя по совпавшим кривым, был "
+        f"один), а награда не зависела от текста. Здесь в его четвёртом эксперименте {fourth}; {longer}.",
     ]
+
+
+def _said(v: Verdict, by_word: Mapping[str, str]) -> str:
+    return f"{by_word[v.word]} ({_told(v)})"
 
 
 def _told(v: Verdict) -> str:
     """Its effect and on how many trainings it rests."""
-    return f"{v.effect}, обучений: {len(v.by_seed)}" if v.between else v.effect
+    return f"{v.effect}, {v.trainings}" if v.between else v.effect
 
 
 def counted(found: Sequence[Verdict]) -> str:
     """How many of the claims hold, do not, cannot be told."""
-    n = {word: sum(v.word == word for v in found) for word in (HOLDS, REFUTED, UNKNOWN, NONE)}
-    return (
-        f"Из {len(found)} утверждений подтверждаются {n[HOLDS]}, опровергнуты {n[REFUTED]}, не отличимы от "
-        f"нуля разности у {n[UNKNOWN]}, мало обучений у {n[NONE]}. Утверждения самой статьи:"
-    )
+    words = {HOLDS: "подтверждено", REFUTED: "опровергнуто", ALIKE: "неразличимы стороны у"}
+    words |= {UNKNOWN: "нельзя сказать о", NONE: "мало обучений у"}
+    n = {word: sum(v.word == word for v in found) for word in words}
+    said = ", ".join(f"{name} {n[word]}" for word, name in words.items() if n[word])
+    return f"Из {len(found)} утверждений {said}. Утверждения самой статьи:"
 
 
 def of_paper(found: Sequence[Verdict]) -> list[Verdict]:
@@ -88,13 +96,14 @@ def sorted_out(found: Sequence[Verdict]) -> list[str]:
     """The paper's claims by what came of them, as a Markdown list."""
     names = {
         HOLDS: "Подтверждается",
-        REFUTED: "Не подтверждается: получилось обратное",
-        UNKNOWN: "Неразличимо",
+        REFUTED: "Опровергается: получилось обратное",
+        ALIKE: f"Неразличимо: разность меньше {number(SMALL, 0.1)} балла",
+        UNKNOWN: "Нельзя сказать",
     }
     lines = []
     for word, name in names.items():
         of_word = [v for v in of_paper(found) if v.word == word]
-        told = word in (HOLDS, REFUTED)  # the others are in the table
+        told = word != UNKNOWN  # those are in the table
         said = "; ".join(
             f"{lowered(v.comparison.claim)} ({f'{v.effect}; ' if told else ''}"
             f"{v.comparison.source.removeprefix('статья, ')}; [@study_{v.study.name}])"

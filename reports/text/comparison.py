@@ -62,11 +62,12 @@ def experiments_table(
     Args:
         params: of params.yaml, by name. rows: of the study of the seed report.
     """
-    sft = {row["what"]: value(row, "reward") for row in rows}.get("sft", 0.0)
+    sft = next((value(row, "reward") for row in rows if row["what"] == "sft"), None)
     table = []
     for name, one in summaries.items():
         of = params[name]
-        gains = [value(row, "reward") - sft for row in rows if row["arm"] == name]
+        of_arm = [row for row in rows if row["arm"] == name and sft is not None]
+        gains = [value(row, "reward") - sft for row in of_arm]
         cells = [
             label(name),
             power_text(of["lr"]),
@@ -129,7 +130,7 @@ def questions(summaries: Summaries, found: Sequence[Verdict]) -> list[str]:
     lines = [
         "**Почему кривые двух запусков совпадают?** Исходный отчёт: T слишком мало. У нас: у запусков был "
         "общий seed, и это один и тот же расчёт при любом T. Со своим seed у каждого запуска кривые "
-        f"различаются при том же T{angle} ([@experiments:curves])."
+        f"различаются при том же T{angle} ([@experiments:curves], [@experiments:table])."
     ]
     here = ""  # what the trainings at hand say of the fourth experiment
     if third and fourth:
@@ -142,7 +143,7 @@ def questions(summaries: Summaries, found: Sequence[Verdict]) -> list[str]:
             f"меняет её на {gains[0]}{poor}, четвёртый — на {gains[1]} балла (ошибка оценки, одно "
             "обучение)."
         )
-    asked = "t30_gains", "warmup_at_t30"
+    asked = {"t30_gains": "T = 30 против 10", "warmup_at_t30": "прогрев при T = 30"}
     lines += [
         "**Мал ли lr в первых двух экспериментах, или дело в прогреве?** Исходный отчёт: возможно и то и "
         f"другое. У нас: {_answer(by_name['warmup_slows'])}; заметно сдвигает модель только больший lr "
@@ -150,7 +151,8 @@ def questions(summaries: Summaries, found: Sequence[Verdict]) -> list[str]:
         "**Становится ли WARP-модель хуже?** Исходный отчёт: в четвёртом эксперименте просела. У нас: "
         f"{_answer(by_name['fourth_is_worse'], here)}.",
         "**Помогут ли большее T и прогрев до 10⁻⁴?** Исходный отчёт: это следующий шаг. У нас: "
-        f"{'; '.join(dict.fromkeys(_answer(by_name[name]) for name in asked))} ([@study_next_step]).",
+        f"{'; '.join(f'{what}: {_answer(by_name[name])}' for name, what in asked.items())} "
+        "([@study_next_step]).",
     ]
     return [f"- {line}" for line in lines]
 
@@ -158,7 +160,7 @@ def questions(summaries: Summaries, found: Sequence[Verdict]) -> list[str]:
 def _answer(v: Verdict, here: str = "") -> str:
     if not v.between:
         return f"{here}{'; ' * bool(here)}по нескольким обучениям пока неизвестно ({v.effect})"
-    said = f"{v.word}, {v.effect}, обучений: {len(v.by_seed)}"
+    said = f"{v.word}, {v.effect}, {v.trainings}"
     return f"«{lowered(v.comparison.claim)}» — {said}"
 
 
@@ -241,8 +243,7 @@ def control_verdicts(summaries: Summaries) -> list[str]:
     if not any(runs_differ(shared["angles"]) for _, shared, _ in pairs):
         sentences.append(
             "При общем seed запуски одной итерации — один и тот же расчёт: угол между векторами "
-            "задач равен нулю по построению, при любых T и lr, и SLERP ничего не усредняет. "
-            "Контроль повторяет эксперимент, но seed у каждого запуска свой."
+            "задач равен нулю по построению, при любых T и lr, и SLERP ничего не усредняет."
         )
     for name, shared, own in pairs:
         kls = [estimate_text(s["kl_warp_sft"]) for s in (shared, own)]

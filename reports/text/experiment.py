@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.text.words import estimate_text, number, percent
+from reports.text.words import estimate_text, number, percent, power_text
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -72,7 +72,6 @@ def text_table(summary: Mapping[str, Any]) -> pd.DataFrame:
 
 def parameters_table(params: Mapping[str, Any]) -> pd.DataFrame:
     """The parameters that the reader wants to see, with the paper's letters."""
-    lr = np.format_float_scientific(params["lr"], trim="-", exp_digits=1)
     rows = {
         "Итераций I": params["iterations"],
         "Запусков в итерации M": params["runs"],
@@ -80,7 +79,7 @@ def parameters_table(params: Mapping[str, Any]) -> pd.DataFrame:
         "Коэффициент при KL, β": f"{params['beta']:g}",
         "Скорость EMA, μ": f"{params['mu']:g}",
         "Доля пути LITI, η": f"{params['eta']:g}",
-        "Adam, lr": lr,
+        "Adam, lr": power_text(params["lr"]),
         "Линейный прогрев, шагов": params["warmup_steps"] or "нет",
         "Размер батча": params["batch_size"],
         "Новых токенов, не более": params["max_new_tokens"],
@@ -120,6 +119,11 @@ def chosen_samples(samples: Rows, each: int = 2) -> Rows:
     ordered = sorted(samples, key=lambda s: s["warp_reward"] - s["sft_reward"])
     middle = (len(ordered) - each) // 2
     return [*ordered[::-1][:each], *ordered[middle : middle + each], *ordered[:each]]
+
+
+def all_alike(samples: Rows) -> bool:
+    """Whether both policies wrote the same to every prompt."""
+    return all(sample["sft"] == sample["warp"] for sample in samples)
 
 
 # Angles between task vectors
@@ -329,8 +333,8 @@ def text_sentence(summary: Mapping[str, Any]) -> str:
     sft, warp = summary["text"]["sft"], summary["text"]["warp"]
     facts = [f"слов в ответе {number(warp['words'], 1)} (у SFT-модели {number(sft['words'], 1)})"]
     for key, (_, name) in TEXT_SHARES.items():
-        if key != "empty" or sft[key] or warp[key]:
-            share, before = percent(warp[key]), percent(sft[key])
+        share, before = percent(warp[key]), percent(sft[key])
+        if share != before:
             facts.append(f"{name} {share}\u00a0% (у SFT-модели {before}\u00a0%)")
     if has_collapsed(summary):
         verdict = "Текст выродился, награде здесь верить нельзя"
@@ -356,6 +360,6 @@ def _next_step(summary: Mapping[str, Any], metrics: Rows, params: Mapping[str, A
     if not has_moved(summary):
         return "Шаг слишком мал, чтобы за T шагов что-то выучить; нужен больший lr."
     return (
-        "Сдвиг есть, и текст цел; что при этом становится с наградой, показывают несколько обучений "
-        "(таблица экспериментов)."
+        "Политика сдвинулась, и текст не выродился; что при этом становится с наградой, показывают "
+        "несколько обучений."
     )

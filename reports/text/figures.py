@@ -133,7 +133,9 @@ def small_curves(metrics: pd.DataFrame, title: str, shared_run_seed: bool) -> Ax
         ax.annotate(said, (end["step"], end["objective"]), color=style["color"], **place)
     last = max(metrics["step"].tolist())
     ax.set_title(title, loc="left")
-    ax.set(xlabel="Шаг t", ylabel="r_β, баллы", xlim=(0.5, 1.25 * metrics["step"].max()))
+    ax.set(
+        xlabel="Шаг t", ylabel="Целевая функция, баллы", xlim=(0.5, 1.25 * metrics["step"].max())
+    )
     ax.xaxis.set_major_locator(FixedLocator(sorted({1, last // 2, last})))
     return ax
 
@@ -261,13 +263,13 @@ def growth(measured: Sequence[Mapping[str, Any]]) -> list[Axes]:
 
 
 def by_experiment(
-    rows: Sequence[Mapping[str, Any]], here: Mapping[str, Mapping[str, Any]], sft: float
+    rows: Sequence[Mapping[str, Any]], here: Mapping[str, Mapping[str, Any]], sft: float | None
 ) -> list[Axes]:
     """Gain in reward and KL of the four experiments: a dot a training, with one seed for its runs or
     one for each; a cross is the training of this report.
 
     Args:
-        rows: of the study of the seed report. sft: θ_sft's reward there.
+        rows: of the study of the seed report. sft: θ_sft's reward there; None where there are none.
         here: summaries by the experiment's name.
     """
     gain, kl = new_axes(330, 240), new_axes(330, 240)
@@ -281,7 +283,7 @@ def by_experiment(
                 k == 1
             )
             for ax, values in (
-                (gain, [row["reward"]["mean"] - sft for row in of_arm]),
+                (gain, [row["reward"]["mean"] - (sft or 0.0) for row in of_arm]),
                 (kl, [row["kl"]["mean"] for row in of_arm]),
             ):
                 spread = x + 0.05 * (np.arange(len(values)) % 3 - 1)
@@ -301,10 +303,10 @@ def by_experiment(
     kl.yaxis.set_minor_locator(NullLocator())
     kl.set_ylabel("KL(warp‖sft), нат на ответ")
     for ax in (gain, kl):
+        for cross, name in (("x", "из таблицы, один seed"), ("+", "из таблицы, свои seed")):
+            ax.plot([], [], cross, color=BLACK, markersize=8, label=name)
         ax.set(xlabel="Эксперимент", xlim=(0.5, 4.5))
         ax.set_xticks([1, 2, 3, 4], ["1", "2", "3", "4"])
         ax.grid(axis="x", visible=False)
-    if rows:
-        above(gain, columns=1)
-        above(kl, columns=1)
+        above(ax, columns=1)
     return [gain, kl]

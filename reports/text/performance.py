@@ -20,8 +20,8 @@ PARTS = {  # of a step, in their order
     "rest": "остальное",
 }
 PRECISIONS = {"fp32": "float32", "bf16": "bf16"}
-MODES = {"pair": "два запуска рядом", "alone": "один запуск"}
-PEERS = {"pair": "двух TRL рядом", "alone": "одного TRL"}
+MODES = {"pair": "два запуска одновременно", "alone": "один запуск"}
+PEERS = {"pair": "двух TRL одновременно", "alone": "одного TRL"}
 STEP_TARGET = 2.0  # times TRL's speed, of one run in float32
 FLOOR_TARGETS = {"step": 1.7, "decode": 2.5}  # times the floor
 MERGE_TARGET, DIFFERENCE_TARGET = 8.0, 1e-6  # times mergekit's speed, of the policy; of weights

@@ -33,17 +33,20 @@ def quality_sentence(summary: Mapping[str, Any]) -> str:
 
 
 def calibration_sentence(rows: Sequence[Mapping[str, float]]) -> str:
-    """How far the reward is from people's ratings in its upper half, from `calibration_rows`."""
-    over = [row["reward"] - row["rating"] for row in rows[len(rows) // 2 :]]
-    low, high = min(over), max(over)
-    if low > 0:
-        return (
-            f"В верхней половине модель награды завышает оценку людей на {number(low, 1)}–"
-            f"{number(high, 1)} балла: рост награды там стоит меньше, чем кажется."
-        )
+    """How far the reward is from people's ratings in its upper half, and what its growth there is worth,
+    from `calibration_rows`."""
+    upper = rows[len(rows) // 2 :]
+    over = [row["reward"] - row["rating"] for row in upper]
+    low, high = number(min(over), 1), number(max(over), 1)
+    how = (
+        f"завышает оценку людей на {low}–{high}"
+        if min(over) > 0
+        else f"отличается от оценки людей на {low}…{high}"
+    )
+    growth, worth = (number(upper[-1][key] - upper[0][key], 0.1) for key in ("reward", "rating"))
     return (
-        "В верхней половине награда отличается от оценки людей на "
-        f"{number(low, 1)}…{number(high, 1)} балла."
+        f"В верхней половине модель награды {how} балла; от её начала до конца награда растёт на "
+        f"{growth}, а оценка людей — на {worth} балла."
     )
 
 

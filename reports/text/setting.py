@@ -52,7 +52,8 @@ NAMES = {
 
 
 def deviations_table(base: Mapping[str, Any], studies: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a setting: the paper, the seed report, the four experiments, the studies.
+    """A row a setting: the paper, the seed report, the four experiments, and the studies that do not have
+    their parameters.
 
     Args:
         base: flat parameters of the four experiments. studies: those of the studies.
@@ -62,10 +63,15 @@ def deviations_table(base: Mapping[str, Any], studies: Mapping[str, Any]) -> pd.
     ours |= {"differ": "ничем; контроль — seed", "trainings": "1 и 5 (исследование)"}
     of_studies = _texts(studies) | here
     of_studies |= {"iterations": "1 (до 4)", "runs": "1–5", "steps": f"{studies['steps']} (до 240)"}
-    of_studies |= {"eta": "от 0 до 2", "differ": "seed: промптами и ответами", "trainings": "3–8"}
+    of_studies |= {"eta": "от 0 до 2", "beta": f"{decimal(studies['beta'])} (от 0 до 0,2)"}
+    of_studies |= {
+        "mu": f"{decimal(studies['mu'])} (от 0,01 до 0,2)",
+        "differ": "seed: промптами и ответами",
+        "trainings": "3–8",
+    }
     columns = (PAPER, SEED_REPORT, ours, of_studies)
     rows = [(name, *(column.get(key, "—") for column in columns)) for key, name in NAMES.items()]
-    names = ["Статья", "Исходный отчёт", "Четыре эксперимента", "Исследования"]
+    names = ["Статья", "Исходный отчёт", "Четыре эксперимента", "Остальные исследования"]
     return pd.DataFrame(rows, columns=["Что", *names])
 
 

@@ -5,6 +5,7 @@ The error between trainings is `warp_core.evaluate.between_trainings`.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ def comparisons(study: Study) -> list[Comparison]:
                 mistakes.append(f"{where}: measures what a judge says, and no `judge` is set")
             if not found or (each.at == "policy" and len(found) > 1):
                 mistakes.append(f"{where}: {side} fits {len(found)} of the evaluated policies")
+            if found and each.at == "equal_kl" and not arms:
+                mistakes.append(f"{where}: {side} is θ_sft, which no KL above 0 has")
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return compared
@@ -83,7 +86,7 @@ def differences(
 ) -> dict[int, float]:
     """ours − share · theirs by training seed, for the seeds that have all rows of both that are asked for.
 
-    At equal KL it is `at_equal_kl` of the curves through the rows of each side and θ_sft.
+    At equal KL it is `at_equal_kl` of the curves through the rows of each side.
     """
 
     def side(keys: Mapping[str, Any], seed: int) -> list[Row]:
@@ -106,8 +109,8 @@ def differences(
         if comparison.at == "policy":
             found[seed] = value(ours[0], measure) - comparison.share * value(theirs[0], measure)
         else:
-            a, b = ([(value(r, "kl"), value(r, measure)) for r in each] for each in (ours, theirs))
-            difference = at_equal_kl(a, b, value(sft[0], measure))
+            a, b = (curve_of(each, sft[0], measure) for each in (ours, theirs))
+            difference = at_equal_kl(a, b)
             found |= {} if difference is None else {seed: difference}
     return found
 
@@ -131,21 +134,42 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-Curve = Sequence[tuple[float, float]]  # (KL to θ_sft, value) of policies
+@dataclass(frozen=True)
+class Curve:
+    """Through θ_sft and the policies of one training, over √KL, in which it is straight between them: a KL
+    grows as the square of how far weights are moved."""
+
+    roots: Sequence[float]
+    """√KL of each policy, ascending; without θ_sft, which is at 0."""
+    values: Sequence[float]
+    of_sft: float
+
+    def at(self, roots: Any) -> Any:
+        """Its values at these √KL."""
+        return np.interp(roots, [0.0, *self.roots], [self.of_sft, *self.values])
 
 
-def at_equal_kl(ours: Curve, theirs: Curve, of_sft: float) -> float | None:
-    """Mean difference of two curves over the KLs that both have; None where one has no KL above 0.
+GAINS = {"reward", "judge"}  # of which a front is made: more is better
 
-    A KL grows as the square of how far weights are moved, so curves are straight between their points,
-    and averaged, in √KL. Both begin at θ_sft, (0, `of_sft`). A side of one policy is met at its KL.
-    """
-    points = [sorted((math.sqrt(max(kl, 0.0)), value) for kl, value in c) for c in (ours, theirs)]
-    high = min(curve[-1][0] for curve in points)
-    low = min(max(curve[0][0] for curve in points), high)
-    if high <= 0:
+
+def curve_of(policies: Sequence[Row], sft: Row, measure: str = "reward") -> Curve:
+    """Of one training's policies. A trajectory may come back to a KL where it has been; what is a gain
+    counts there as the largest of those with no larger KL, as in a front."""
+    points = sorted((math.sqrt(max(value(r, "kl"), 0.0)), value(r, measure)) for r in policies)
+    values = [each for _, each in points]
+    if measure in GAINS:
+        values = np.maximum.accumulate(values).tolist()
+    return Curve([root for root, _ in points], values, value(sft, measure))
+
+
+def at_equal_kl(ours: Curve, theirs: Curve) -> float | None:
+    """Mean difference over the √KL that both have; one policy is met at its KL. None where they have none
+    in common, or no KL above 0."""
+    curves = ours, theirs
+    high = min(curve.roots[-1] for curve in curves)
+    low = max(curve.roots[0] for curve in curves)
+    alone = any(len(curve.roots) == 1 for curve in curves)
+    if high <= 0 or (low > high and not alone):
         return None
-    at = np.linspace(low, high, 101)
-    lines = [np.array([(0.0, of_sft), *curve]).T for curve in points]
-    a, b = (np.interp(at, distance, value) for distance, value in lines)
-    return float(np.mean(a - b))
+    at = np.linspace(min(low, high), high, 101)
+    return float(np.mean(ours.at(at) - theirs.at(at)))

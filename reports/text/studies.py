@@ -1,9 +1,10 @@
 """What the studies say: verdicts, tables and figures from the rows of reports/studies/.
 
 An interval is Student's, of 95 %, over training seeds, of differences paired by seed; the evaluation
-prompts are the same for all, so it holds for these prompts. Primary comparisons are corrected by Holm
-over all studies. A claim is confirmed where its interval lies on its side of zero, refuted where it
-lies on the other, and otherwise cannot be told.
+prompts are the same for all, so it holds for these prompts. A claim is confirmed where its interval lies
+on its side of zero and refuted where it lies on the other; at primary comparisons p must be below 0.05
+behind Holm's correction over all studies too. Otherwise it cannot be told, or, where the whole interval is
+of differences too small to speak of, both sides are alike.
 """
 
 import math
@@ -19,35 +20,41 @@ from reports.text.statistics import comparisons, differences, fits, holm, load_s
 from reports.text.words import NBSP, number
 from warp_core.evaluate import between_trainings
 from warp_core.store.files import read_jsonl
-from warp_core.study import wanted
+from warp_core.study import digests, wanted
 from warp_core.world.studies import Comparison, Study
 
 Row = Mapping[str, Any]
-ENOUGH = 0.05  # p of a comparison that is told from zero
-FEW = 3  # trainings of an arm that a verdict needs, where the study asks for as many
-HOLDS, REFUTED, UNKNOWN = "подтверждается", "не подтверждается", "неразличимо"
+ALPHA = 0.05  # p of a comparison that is told from zero
+SMALL = 0.15  # points of reward: an interval within it is of no difference to speak of
+# Trainings that a verdict needs, where the study asks for as many; of a primary comparison.
+FEW, FEW_PRIMARY = 3, 5
+HOLDS, REFUTED, ALIKE, UNKNOWN = "подтверждается", "опровергается", "неразличимо", "нельзя сказать"
 NONE = "мало обучений"
 UNITS = {  # of a measure: unit, places
     "reward": ("балла", 2),
     "judge": ("балла VADER", 2),
     "kl": ("ната", 2),
     "length": ("слова", 1),
-    "repetition": ("", 3),
-    "distinct_pairs": ("", 3),
+    "repetition": ("п. п.", 1),
+    "distinct_pairs": ("п. п.", 1),
 }
+SCALES = {"repetition": 100, "distinct_pairs": 100}  # of a measure: shares are shown in percent
+ORDER = (  # of the report's studies
+    "iterations", "liti", "merge", "anchor", "seed_report", "next_step", "text", "sensitivity",
+)  # fmt: skip
 MAIN = {  # comparisons that the report begins with, in a few words
     "four_against_one": "4 слитых запуска выше одного запуска вчетверо длиннее",
     "two_against_one": "2 слитых запуска выше одного запуска вдвое длиннее",
     "liti_above_trajectory": "LITI выше траектории того же запуска",
-    "slerp_above_lerp": "SLERP выше LERP при λ = 0,5",
-    "slerp_above_lerp_at_equal_kl": "SLERP выше LERP при равной KL",
+    "slerp_above_lerp": "SLERP выше LERP при одном λ = 0,5",
+    "slerp_above_lerp_at_equal_kl": "SLERP выше LERP",
     "merge_above_run": "Слияние 4 запусков выше одного из них",
-    "ema_above_sft": "Якорь EMA лучше якоря SFT",
+    "ema_above_sft": "Якорь EMA выше якоря SFT",
     "second_iteration": "Вторая итерация выше первой",
-    "t30_gains": "T = 30 лучше, чем T = 10 (следующий шаг исходного отчёта)",
-    "fourth_is_worse": "WARP хуже SFT (эксперимент 4 исходного отчёта)",
+    "t30_gains": "T = 30 выше T = 10 (следующий шаг исходного отчёта)",
+    "fourth_is_worse": "WARP ниже SFT (эксперимент 4 исходного отчёта)",
 }
-MARKS = {HOLDS: "✓", REFUTED: "✗", UNKNOWN: "≈", NONE: "…"}
+MARKS = {HOLDS: "✓", REFUTED: "✗", ALIKE: "≈", UNKNOWN: "?", NONE: "…"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Verdict:
     """`between_trainings` of them; empty where too few are there."""
     p: float
     """Corrected by Holm where it is primary."""
-    of: int
+    of: float
     """How many trainings it asks for."""
 
     @property
@@ -69,17 +76,30 @@ class Verdict:
         """In a word."""
         if not self.between:
             return NONE
-        if self.p >= ENOUGH:
-            return UNKNOWN
+        if self.p >= ALPHA:
+            return ALIKE if self.is_small else UNKNOWN
         return (
             HOLDS if (self.between["mean"] > 0) == (self.comparison.expected == "more") else REFUTED
         )
 
     @property
+    def is_small(self) -> bool:
+        """Whether it is of rewards and no difference to speak of, told from zero or not."""
+        if not self.between or self.comparison.measure != "reward":
+            return False
+        return max(-self.between["low"], self.between["high"]) < SMALL
+
+    @property
+    def trainings(self) -> str:
+        """«обучений: 5», and of how many where some are still missing."""
+        missing = f" из {self.of:g}" if len(self.by_seed) < self.of else ""
+        return f"обучений: {len(self.by_seed)}{missing}"
+
+    @property
     def effect(self) -> str:
         """«0,31 балла [0,12; 0,50]»; without enough trainings how many there are."""
         if not self.between:
-            return f"обучений: {len(self.by_seed)} из {self.of}"
+            return self.trainings
         mean, low, high = self._numbers()
         unit = UNITS[self.comparison.measure][0]
         return f"{mean}{NBSP if unit else ''}{unit} [{low}; {high}]"
@@ -91,8 +111,9 @@ class Verdict:
         return f"{mean} [{low}; {high}]"
 
     def _numbers(self) -> list[str]:
-        error = 10.0 ** (1 - UNITS[self.comparison.measure][1])
-        ends = [self.between[key] for key in ("mean", "low", "high")]
+        measure = self.comparison.measure
+        error = 10.0 ** (1 - UNITS[measure][1])
+        ends = [self.between[key] * SCALES.get(measure, 1) for key in ("mean", "low", "high")]
         if 0 < max(map(abs, ends)) < error / 20:  # too small for these places, and perhaps not 0
             error = max(map(abs, ends))
         return [number(end, error) for end in ends]
@@ -104,37 +125,34 @@ class Verdict:
             return f"**{self.comparison.claim}**: пока нельзя сказать, {self.effect}."
         corrected = ", с поправкой Холма" if self.comparison.primary else ""
         return (
-            f"**{self.comparison.claim}**: {self.word}. Разность {self.effect}, обучений: "
-            f"{len(self.by_seed)}, {p_text(self.p)}{corrected}."
+            f"**{self.comparison.claim}**: {self.word}. Разность {self.effect}, {self.trainings}, "
+            f"p\u00a0{self.p_text}{corrected}."
         )
 
-
-def p_text(p: float) -> str:
-    """«p < 0,001» or «p = 0,034»."""
-    return "p\u00a0<\u00a00,001" if p < 1e-3 else f"p\u00a0=\u00a0{number(p, 0.01)}"
+    @property
+    def p_text(self) -> str:
+        """«< 0,001» or «= 0,034»; a dash without a verdict."""
+        if not self.between:
+            return "—"
+        return "<\u00a00,001" if self.p < 1e-3 else f"=\u00a0{number(self.p, 0.01)}"
 
 
 def load_rows(study: Study) -> Sequence[Row]:
-    """Those that have been computed."""
-    return read_jsonl(study.path)
+    """Those that have been computed, with the parameters that the study has now."""
+    asked = set(digests(study))
+    return [row for row in read_jsonl(study.path) if row["digest"] in asked]
 
 
 def load_studies(folder: Path = Path("params")) -> list[Study]:
-    """All of the project, in the order of the report."""
-    order = (
-        "iterations",
-        "liti",
-        "merge",
-        "anchor",
-        "seed_report",
-        "next_step",
-        "text",
-        "sensitivity",
-    )
-    found = {study.name: study for study in map(load_study, sorted(folder.glob("study_*.yaml")))}
-    return sorted(
-        found.values(), key=lambda s: order.index(s.name) if s.name in order else len(order)
-    )
+    """Those of the report, in its order; a study of yours is no part of it."""
+    return [load_study(folder / f"study_{name}.yaml") for name in ORDER]
+
+
+def family(study: Study) -> list[Study]:
+    """The studies whose primary comparisons are corrected together with this one's: the report's, or it
+    alone."""
+    every = load_studies()
+    return every if study in every else [study]
 
 
 def verdicts(studies: Sequence[Study]) -> list[Verdict]:
@@ -142,13 +160,13 @@ def verdicts(studies: Sequence[Study]) -> list[Verdict]:
     found: list[tuple[Study, Comparison, dict[int, float], dict[str, float]]] = []
     of = []
     for study in studies:
-        rows, asked = read_jsonl(study.path), wanted(study)
+        rows, asked = load_rows(study), wanted(study)
         for comparison in comparisons(study):
             by_seed = differences(rows, comparison, asked)
             values = list(by_seed.values())
             of.append(min(_trainings(asked, s) for s in (comparison.ours, comparison.theirs)))
-            enough = len(values) >= max(2, min(FEW, of[-1]))
-            between = between_trainings(values) if enough else {}
+            needed = max(2, min(FEW_PRIMARY if comparison.primary else FEW, of[-1]))
+            between = between_trainings(values) if len(values) >= needed else {}
             found.append((study, comparison, by_seed, between))
     ps = [between.get("p", 1.0) for *_, between in found]
     primary = [k for k, (_, comparison, *_) in enumerate(found) if comparison.primary]
@@ -173,36 +191,43 @@ def claims_table(found: Sequence[Verdict]) -> pd.DataFrame:
 
 
 def _claim(v: Verdict) -> tuple[str, ...]:
-    p = p_text(v.p).removeprefix("p\u00a0=\u00a0").removeprefix("p\u00a0") if v.between else "—"
-    mark = " •" if v.comparison.primary else ""
-    n = str(len(v.by_seed)) if len(v.by_seed) == v.of else f"{len(v.by_seed)} из {v.of}"
+    mark = "\u00a0•" if v.comparison.primary else ""
     said = v.comparison.claim + mark, v.comparison.source, v.comparison.hypothesis
-    return *said, v.effect if v.between else "—", n, p, v.word
+    n = v.trainings.removeprefix("обучений: ")
+    return *said, v.effect if v.between else "—", n, v.p_text.removeprefix("=\u00a0"), v.word
 
 
 def policies_table(rows: Sequence[Row]) -> pd.DataFrame:
     """A row a policy: mean over trainings ± the error between them, and how many they are."""
-    measures = {"reward": 2, "kl": 2, "judge": 2, "length": 1, "repetition": 3, "distinct_pairs": 3}
-    names = ["Награда", "KL, нат", "VADER", "Слов", "Повторы", "Разных пар"]
+    measures = {"reward": 2, "kl": 2, "judge": 2, "length": 1, "repetition": 1, "distinct_pairs": 1}
+    names = ["Награда", "KL, нат", "VADER", "Слов", "Повторы, %", "Разных пар, %"]
     table = []
     for name, of_policy in grouped(rows, policy_name).items():
         cells = []
         for measure, places in measures.items():
-            values = [value(row, measure) for row in of_policy if measure in row]
+            values = [scaled(row, measure) for row in of_policy if measure in row]
             cells.append(mean_text(values, places))
         table.append((name, *cells, len(of_policy)))
     return pd.DataFrame(table, columns=["Политика", *names, "Обучений"])
 
 
+def scaled(row: Row, measure: str) -> float:
+    """A row's measure as it is shown: shares in percent."""
+    return value(row, measure) * SCALES.get(measure, 1)
+
+
 def mean_text(values: Sequence[float], places: int) -> str:
-    """«1,31 ± 0,08»: mean and standard error over trainings."""
+    """«1,31 ± 0,08»: mean and standard error over trainings; an error that would be 0,00 has two more
+    places."""
     if not values:
         return "—"
-    mean = number(float(np.mean(values)), 10.0 ** (1 - places))
+    mean, exact = float(np.mean(values)), 10.0 ** (1 - places)
     if len(values) == 1:
-        return mean
+        return number(mean, exact)
     error = float(np.std(values, ddof=1)) / len(values) ** 0.5
-    return f"{mean}\u00a0±\u00a0{number(error, 10.0 ** (1 - places))}"
+    if 0 < error < exact / 20:
+        exact /= 100
+    return f"{number(mean, exact)}\u00a0±\u00a0{number(error, exact)}"
 
 
 def lemmas_table(rows: Sequence[Row]) -> pd.DataFrame:
@@ -222,17 +247,19 @@ def lemmas_table(rows: Sequence[Row]) -> pd.DataFrame:
             right = f"{sum(map(holds, values))} из {len(values)}"
             table.append((name, said, "–".join(ends), right))
 
-    angles = [row["geometry"]["angle"][1] for row in two]
-    add("Угол между векторами задач, °", "около 90", angles, lambda a: 80 < a < 100, 1)
-    cosines = [row["geometry"]["cosine"] for row in two]
-    add("Косинус полных весов", "больше 0,999", cosines, lambda c: c > 0.999, 0.001)
+    pairs = [row["geometry"] for row in two if row["what"] == "slerp" and row["lam"] is None]
+    angles, cosines = [pair["angle"][1] for pair in pairs], [pair["cosine"] for pair in pairs]
+    add(
+        "Угол между векторами задач двух запусков, °", "около 90", angles, lambda a: 80 < a < 100, 1
+    )
+    add("Косинус их полных весов", "больше 0,999", cosines, lambda c: c > 0.999, 0.001)
     slerp = [_norm(r) / float(np.mean(_run_norms(r))) for r in two if r["what"] == "slerp"]
     add("Норма SLERP к средней норме запусков", "1", slerp, lambda x: abs(x - 1) < 0.05)
     lerp = [_norm(r) / _lerp_norm(r) for r in two if r["what"] == "lerp"]
     add("Норма LERP к формуле леммы", "1", lerp, lambda x: abs(x - 1) < 0.05)
     bound = [value(r, "kl") / k for r in two if r["what"] == "lerp" and (k := _mixed_kl(r, rows))]
     add("KL(LERP) к средней KL запусков", "не больше 1", bound, lambda x: x <= 1)
-    return pd.DataFrame(table, columns=["Величина", "По статье", "Измерено", "Верно, слияний"])
+    return pd.DataFrame(table, columns=["Величина", "По статье", "Измерено", "Верно"])
 
 
 def _norm(row: Row) -> float:
@@ -274,7 +301,7 @@ def grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Ro
 ARMS = {  # of the studies of this project
     "ema": "якорь EMA", "sft": "якорь SFT", "sft_weak": "якорь SFT, β = 0.01", "free": "без штрафа",
     "five": "пять запусков", "long": "один длинный", "merged": "четыре запуска", "single": "один запуск",
-    "iterated": "по два запуска", "base": "обычные μ, β, η", "mu_slow": "μ = 0.01", "mu_fast": "μ = 0.2",
+    "iterated": "по два запуска", "base": "μ, β и η обычные", "mu_slow": "μ = 0.01", "mu_fast": "μ = 0.2",
     "beta_weak": "β = 0.05", "beta_strong": "β = 0.2", "eta_03": "η = 0.3 между итерациями",
     "eta_05": "η = 0.5 между итерациями", "eta_08": "η = 0.8 между итерациями",
     **{f"t{t}": f"T = {t}" for t in (10, 30, 100)},
@@ -314,9 +341,9 @@ def question(study: Study, rows: Sequence[Row]) -> str:
     if not rows:
         return f"{study.claim} Ещё не вычислено: строки получает `make study NAME={study.name}`."
     asked, seeds = len(wanted(study)), {row["seed"] for row in rows if row["seed"] is not None}
-    devices = ", ".join(sorted({row["device"] for row in rows}))
-    models = len({row["reward_model"] for row in rows})
-    with_models = f", моделей награды: {models}" if models > 1 else ""
+    devices, precisions = (
+        ", ".join(sorted({row[key] for row in rows})) for key in ("device", "precision")
+    )
     much = f"обучений с разными seed: {len(seeds)} из {len(study.seeds)}, политик: {len(rows)} из {asked}"
     much += f", у каждой {rows[0]['reward']['n']} отложенных промптов"
     missing = (
@@ -325,7 +352,7 @@ def question(study: Study, rows: Sequence[Row]) -> str:
         else f" Остальные ещё не вычислены (`make study NAME={study.name}`): рисунки и числа "
         "раздела — по тому, что есть."
     )
-    return f"{study.claim} Вычислено: {much}; {devices}{with_models}, float32.{missing}"
+    return f"{study.claim} Вычислено: {much}; {devices}, {precisions.replace('fp32', 'float32')}.{missing}"
 
 
 def further_tables(study: Study, rows: Sequence[Row]) -> dict[str, tuple[str, pd.DataFrame]]:
@@ -342,8 +369,8 @@ def further_tables(study: Study, rows: Sequence[Row]) -> dict[str, tuple[str, pd
 
 
 def cost_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """Steps and minutes of training behind each end of a curve: of all runs, and of the longest chain,
-    which is what as many machines as there are runs take."""
+    """Minutes of training behind each end of a curve: of all runs, and of the longest chain, which is what
+    as many machines as there are runs take."""
     table = []
     for name, of_policy in grouped(rows, policy_name).items():
         seconds = [row["seconds"] for row in of_policy if row["eta"] == 1.0]

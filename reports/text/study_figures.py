@@ -13,10 +13,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from reports.text.figures import above, figure_of, new_axes, root_scale
-from reports.text.statistics import Row, fits, value
-from reports.text.studies import MAIN, MARKS, Verdict, grouped, p_text, policy_name
+from reports.text.statistics import Row, curve_of, fits, value
+from reports.text.studies import MAIN, MARKS, Verdict, grouped, policy_name, scaled
 from reports.text.svg import BLACK, COLORS, QUIET, WHITE, tells
-from reports.text.words import decimal, lowered, number
+from reports.text.words import decimal, lowered, number, unbroken
 from warp_core.world.studies import Study
 
 BLUE, RED, GREEN, PURPLE, OCHRE, SKY, GREY = COLORS
@@ -25,8 +25,8 @@ AXES = {
     "judge": "VADER, от −1 до 1",
     "kl": "KL(π‖sft), нат на ответ",
     "length": "Слов в ответе",
-    "repetition": "Повторённых слов, доля",
-    "distinct_pairs": "Различных пар слов, доля",
+    "repetition": "Повторённых слов, %",
+    "distinct_pairs": "Различных пар слов, %",
 }
 Keys = Mapping[str, Any]
 
@@ -81,30 +81,39 @@ def curve(
     y: Callable[[Row], float],
     label: str = "",
     start: tuple[float, float] | None = None,
+    shift: float = 1.0,
     **style: Any,
 ) -> None:
     """A method: a thin line a training, a mark for each policy's mean over trainings, which tells it.
 
-    `start`: where all of its lines begin.
+    They are joined as the training went, then by η: a trajectory may come back to a KL.
+
+    Args:
+        start: where all of its lines begin.
+        shift: how many times further right it is drawn, so that marks do not hide each other.
     """
-    begin = [] if start is None else [start]
+
+    def way(row: Row) -> tuple[float, float, float]:
+        return row["t"] if isinstance(row["t"], int) else 0, row["eta"] or 1.0, x(row)
+
+    begin, rows = [] if start is None else [start], sorted(rows, key=way)
     for of_seed in grouped(rows, lambda row: row["seed"]).values():
-        points = sorted((x(row), y(row)) for row in of_seed)
+        points = [(x(row) * shift, y(row)) for row in of_seed]
         points = [*begin, *points] if len(points) > 1 else points
         ax.plot(*zip(*points, strict=True), "-", color=style["color"], alpha=0.28, linewidth=0.9)
-    marks = sorted(
+    marks = [
         (*(float(np.mean([f(row) for row in each])) for f in (x, y)), len(each), name)
         for name, each in grouped(rows, policy_name).items()
-    )
+    ]
     if not marks:
         return
     line = {key: style[key] for key in ("color", "linestyle")}
-    path = [*begin, *((a, b) for a, b, *_ in marks)]
+    path = [*begin, *((a * shift, b) for a, b, *_ in marks)]
     if len(marks) > 1:
         ax.plot(*zip(*path, strict=True), linewidth=1.8, **line)
     mark = {key: value for key, value in style.items() if key != "linestyle"}
     for a, b, n, name in marks:
-        (drawn,) = ax.plot(a, b, linestyle="", zorder=3, **mark)
+        (drawn,) = ax.plot(a * shift, b, linestyle="", zorder=3, **mark)
         tells(drawn, f"{name}: {number(b, 0.1)} при {number(a, 0.1)} (обучений: {n})")
     ax.plot([], [], linewidth=1.8 if len(marks) > 1 else 0, label=label, **style)
 
@@ -119,12 +128,12 @@ def plane(
 ) -> Axes:
     """The study's curves in the plane of KL and a measure; all of them begin at θ_sft."""
     ax = ax or new_axes(440, 330)
-    sft = next(row for row in rows if row["what"] == "sft")
-    start = value(sft, "kl"), value(sft, measure)
+    sft = sft_of(rows)
+    start = value(sft, "kl"), scaled(sft, measure)
     for each in study.curves if curves is None else curves:
         keys, chosen = of_curve(each, rows)
         n = len({row["seed"] for row in chosen})
-        axes = (lambda row: value(row, "kl")), (lambda row: value(row, measure))
+        axes = (lambda row: value(row, "kl")), (lambda row: scaled(row, measure))
         begin = start if len({policy_name(row) for row in chosen}) > 1 else None
         curve(ax, chosen, *axes, f"{each['label']} ({n})", begin, **style_of(keys))
     with_sft(ax, *start)
@@ -133,6 +142,11 @@ def plane(
     if legend:
         above(ax, columns=2 if len(study.curves) > 3 and figure_of(ax).get_figwidth() > 6 else 1)
     return ax
+
+
+def sft_of(rows: Sequence[Row]) -> Row:
+    """θ_sft's row."""
+    return next(row for row in rows if row["what"] == "sft")
 
 
 def of_curve(each: Keys, rows: Sequence[Row]) -> tuple[Keys, list[Row]]:
@@ -166,8 +180,8 @@ def data_of(rows: Sequence[Row], *measures: str) -> list[dict[str, Any]]:
 
 
 def figures_of(study: Study, rows: Sequence[Row]) -> list[Shown]:
-    """Its figures, one that answers its question first; none without rows of trainings."""
-    if not any(row["seed"] is not None for row in rows):
+    """Its figures, one that answers its question first; none without rows of trainings and of θ_sft."""
+    if {row["seed"] is None for row in rows} != {True, False}:
         return []
     of_study = {
         "iterations": _iterations, "liti": _liti, "merge": _merge, "anchor": _anchor,
@@ -196,7 +210,7 @@ def _iterations(study: Study, rows: Sequence[Row]) -> list[Shown]:
         "Фронты слитых запусков (LITI с η от 0,3 до 1) и одного запуска, у которого столько же шагов "
         f"обучения, сколько у них вместе. {THIN}"
     )
-    data, sft = data_of(rows, "kl", "reward"), next(row for row in rows if row["what"] == "sft")
+    data, sft = data_of(rows, "kl", "reward"), sft_of(rows)
     fronts = [of_curve(each, rows) for each in of_four]
     long = next((chosen for keys, chosen in fronts if keys.get("t") == 120), [])
     others = [(style_of(keys), chosen) for keys, chosen in fronts if chosen is not long]
@@ -262,18 +276,14 @@ def over_front(
         methods: style and rows of each.
         whose: front, in the genitive.
     """
-    ends = {}
-    for seed, of_seed in grouped(front, _seed).items():
-        points = sorted((value(row, "kl") ** 0.5, value(row, "reward")) for row in of_seed)
-        ends[seed] = np.array([(0.0, value(sft, "reward")), *points]).T  # straight over the root
+    fronts = {seed: curve_of(of_seed, sft) for seed, of_seed in grouped(front, _seed).items()}
     ax = new_axes(380, 330)
     for style, rows in methods:
         over = []
         for row in rows:
-            root = value(row, "kl") ** 0.5
-            if row["seed"] in ends and root <= ends[row["seed"]][0][-1]:
-                of_front = float(np.interp(root, *ends[row["seed"]]))
-                over.append({**row, "over": value(row, "reward") - of_front})
+            root, of_seed = value(row, "kl") ** 0.5, fronts.get(row["seed"])
+            if of_seed and root <= of_seed.roots[-1]:
+                over.append({**row, "over": value(row, "reward") - float(of_seed.at(root))})
         axes = (lambda row: value(row, "kl")), (lambda row: row["over"])
         curve(ax, over, *axes, "", (value(sft, "kl"), 0.0), **style)
     ax.axhline(0, color=PURPLE if front[0]["what"] == "run" else BLUE, linewidth=1.2)
@@ -287,7 +297,7 @@ AT_KL = 4.0  # nats, at which rewards are set against the compute behind them
 
 def _compute(rows: Sequence[Row]) -> Shown | None:
     """Reward at one KL over the steps of training of all runs."""
-    sft = next(row for row in rows if row["what"] == "sft")
+    sft = sft_of(rows)
     kinds = {
         "SLERP запусков с одного начала": ("merged", "slerp", "m", 30),
         "итерации по два запуска": ("iterated", "slerp", "iteration", 60),
@@ -299,10 +309,9 @@ def _compute(rows: Sequence[Row]) -> Shown | None:
         found: dict[int, list[float]] = {}
         for (seed, at), front in grouped(chosen, _by_seed(key)).items():
             at *= steps
-            points = sorted((value(r, "kl") ** 0.5, value(r, "reward")) for r in front)
-            points = [(0.0, value(sft, "reward")), *points]
-            if points[-1][0] >= AT_KL**0.5:  # it gets there
-                reward = float(np.interp(AT_KL**0.5, *np.array(points).T))
+            of_front = curve_of(front, sft)
+            if of_front.roots[-1] >= AT_KL**0.5:  # it gets there
+                reward = float(of_front.at(AT_KL**0.5))
                 found.setdefault(at, []).append(reward)
                 data.append({"method": label, "seed": seed, "steps": at, "reward": reward})
         style: dict[str, Any] = {
@@ -328,9 +337,9 @@ def _compute(rows: Sequence[Row]) -> Shown | None:
     )
     above(ax, columns=1)
     caption = (
-        f"Награда при KL {AT_KL:g} ната против числа шагов обучения, во всех запусках вместе (шаг — 16 "
-        "ответов по 24 токена). Бледные знаки — обучения, яркие — средние; у слитых запусков время на "
-        "отдельных машинах примерно в M раз меньше."
+        f"Награда при KL {AT_KL:g} ната в зависимости от числа шагов обучения во всех запусках вместе "
+        "(шаг — 16 ответов до 24 токенов). Бледные знаки — обучения, которые до этой KL дошли, яркие — "
+        "средние; у слитых запусков время на отдельных машинах примерно в M раз меньше."
     )
     return Shown([ax], "compute", caption, data)
 
@@ -341,7 +350,7 @@ def _liti(study: Study, rows: Sequence[Row]) -> list[Shown]:
     )
     shown = [Shown([plane(study, rows)], "plane", caption, data_of(rows, "kl", "reward"))]
     front = [r for r in rows if r["arm"] == "ema" and r["what"] == "run" and r["t"] == 120]
-    sft, panels = next(row for row in rows if row["what"] == "sft"), list[Axes]()
+    sft, panels = sft_of(rows), list[Axes]()
     for measure in ("kl", "reward"):
         ax = new_axes(330, 240)
         style = {"color": PURPLE, "marker": "D", "markersize": 5, "linestyle": "-"}
@@ -384,7 +393,8 @@ def _merge(study: Study, rows: Sequence[Row]) -> list[Shown]:
         ax.axhline(90, color=QUIET, linestyle=":", linewidth=1)
         ms = sorted({row["m"] for row in geometric})
         ax.set_xticks(ms, [str(m) for m in ms])
-        ax.set(xlabel="Слито запусков M", ylabel="Угол, градусы", ylim=(0, 105))
+        floor = min(row["geometry"]["angle"][0] for row in geometric)
+        ax.set(xlabel="Слито запусков M", ylabel="Угол, градусы", ylim=(floor - 5, 92))
         caption = (
             "Углы между векторами задач запусков: точка — среднее по парам запусков и группам тензоров, "
             "черта — от наименьшего до наибольшего; рядом стоят обучения с разными seed. Пунктир — 90°."
@@ -393,7 +403,7 @@ def _merge(study: Study, rows: Sequence[Row]) -> list[Shown]:
     if over_lambda := _over_lambda(rows):
         shown.append(over_lambda)
     colors, marks = (GREEN, BLUE, SKY, BLUE, GREY), "^oPo*"
-    sft = next(row for row in rows if row["what"] == "sft")
+    sft = sft_of(rows)
     start, ax = (value(sft, "kl"), value(sft, "reward")), new_axes(380, 330)
     fronts: dict[Any, tuple[Keys, list[Row]]] = {}
     for k, m in enumerate((1, 2, 3, 4, 5)):
@@ -499,7 +509,7 @@ def _seed(row: Row) -> Any:
 
 
 def _anchor(study: Study, rows: Sequence[Row]) -> list[Shown]:
-    sft, over_steps = next(row for row in rows if row["what"] == "sft"), new_axes(380, 330)
+    sft, over_steps = sft_of(rows), new_axes(380, 330)
     runs = [c for c in study.curves if c["what"] == "run"]
     for each in runs:
         keys, chosen = of_curve(each, rows)
@@ -517,7 +527,7 @@ def _anchor(study: Study, rows: Sequence[Row]) -> list[Shown]:
 
 
 def _next_step(study: Study, rows: Sequence[Row]) -> list[Shown]:
-    sft = next(row for row in rows if row["what"] == "sft")
+    sft = sft_of(rows)
     warp = [row for row in rows if row["what"] == "warp"]
     panels = []
     for measure in ("reward", "kl", "distinct_pairs"):
@@ -530,10 +540,10 @@ def _next_step(study: Study, rows: Sequence[Row]) -> list[Shown]:
             x = {row["arm"]: int(row["arm"].removesuffix("_warm")[1:]) for row in chosen}
             label = "с прогревом до 10⁻⁴" if warm else "без прогрева"
             lines = {"linestyle": (0, (4, 2)) if warm else "-", "markersize": 5}
-            shift = 1.04 if warm else 0.96  # so that marks do not hide each other
-            of_arm, of_measure = _scaled(x, shift), _valued(measure)
-            curve(ax, chosen, of_arm, of_measure, label, None, **style, **lines)
-        ax.axhline(value(sft, measure), color=QUIET, linestyle=":", linewidth=1)
+            shift = 1.04 if warm else 0.96
+            of_arm, of_measure = _by_arm(x), _scaled(measure)
+            curve(ax, chosen, of_arm, of_measure, label, None, shift, **style, **lines)
+        ax.axhline(scaled(sft, measure), color=QUIET, linestyle=":", linewidth=1)
         ax.set_xscale("log")
         ax.set_xticks([10, 30, 100], ["10", "30", "100"])
         ax.minorticks_off()
@@ -554,12 +564,12 @@ def _by_seed(key: str) -> Callable[[Row], Any]:
     return lambda row: (row["seed"], row[key])
 
 
-def _scaled(x: Mapping[str, int], by: float) -> Callable[[Row], float]:
-    return lambda row: x[row["arm"]] * by
+def _by_arm(x: Mapping[str, int]) -> Callable[[Row], float]:
+    return lambda row: x[row["arm"]]
 
 
-def _valued(measure: str) -> Callable[[Row], float]:
-    return lambda row: value(row, measure)
+def _scaled(measure: str) -> Callable[[Row], float]:
+    return lambda row: scaled(row, measure)
 
 
 def _text(study: Study, rows: Sequence[Row]) -> list[Shown]:
@@ -581,7 +591,7 @@ def _sensitivity(study: Study, rows: Sequence[Row]) -> list[Shown]:
     }
     labels = {curve["arm"]: curve["label"] for curve in study.curves}
     labels |= {"eta_03": "η = 0,3", "eta_05": "η = 0,5", "eta_08": "η = 0,8"}
-    sft, panels = next(row for row in rows if row["what"] == "sft"), list[Axes]()
+    sft, panels = sft_of(rows), list[Axes]()
     start = value(sft, "kl"), value(sft, "reward")
     for title, arms in groups.items():
         ax = new_axes(280, 270)
@@ -607,7 +617,7 @@ def pareto(studies: Mapping[str, Sequence[Row]]) -> Shown | None:
     """The plane of KL and reward: θ_sft, the trajectory and the LITI of one long run, the front of four
     merged runs; of the studies' rows by name. None without any."""
     of_long, of_merged = studies.get("liti", ()), studies.get("iterations", ())
-    sft = next((row for row in [*of_merged, *of_long] if row["what"] == "sft"), None)
+    of_both = [*of_merged, *of_long]
     methods = {
         "SLERP 4 запусков по 30 шагов, LITI": (
             of_merged,
@@ -623,8 +633,9 @@ def pareto(studies: Mapping[str, Sequence[Row]]) -> Shown | None:
         label: ([row for row in rows if fits(row, keys)], keys)
         for label, (rows, keys) in methods.items()
     }
-    if sft is None or not any(rows for rows, _ in found.values()):
+    if {row["seed"] is None for row in of_both} != {True, False}:
         return None
+    sft = sft_of(of_both)
     ax, start = new_axes(440, 330), (value(sft, "kl"), value(sft, "reward"))
     for label, (rows, keys) in found.items():
         _kl_reward(ax, rows, label, start, style_of(keys))
@@ -633,16 +644,20 @@ def pareto(studies: Mapping[str, Sequence[Row]]) -> Shown | None:
     ax.set_ylabel(AXES["reward"])
     above(ax, columns=1)
     caption = (
-        "Награда и KL к SFT-модели при равном числе шагов обучения: четыре слитых запуска и один запуск "
-        f"вчетверо длиннее. {THIN}"
+        "Награда и KL к SFT-модели при равном числе шагов обучения: фронты LITI четырёх слитых запусков и "
+        "одного запуска вчетверо длиннее (знаки слева направо — η до 1) и траектория такого запуска. "
+        f"{THIN}"
     )
     every = [row for rows, _ in found.values() for row in rows]
     return Shown([ax], "plane", caption, data_of([sft, *every], "kl", "reward"))
 
 
 def agreement(studies: Mapping[str, Sequence[Row]]) -> Shown | None:
-    """The second judge's score against the reward: a dot an evaluated policy. None without any."""
-    rows = {row["digest"]: row for of in studies.values() for row in of if "judge" in row}
+    """The second judge's score against the reward: a dot a policy of the studies. None without any."""
+    judged = [row for of in studies.values() for row in of if "judge" in row]
+    rows = {
+        (value(row, "reward"), value(row, "kl")): row for row in judged
+    }  # some are in two studies
     if len(rows) < 3:
         return None
     ax = new_axes(330, 270)
@@ -657,57 +672,67 @@ def agreement(studies: Mapping[str, Sequence[Row]]) -> Shown | None:
     return Shown([ax], "agreement", caption, data_of([*rows.values()], "reward", "judge"))
 
 
-ROW, LEFT, RIGHT = (
+ROW, WIDTH, EDGE = (
     22,
-    -0.75,
-    0.75,
-)  # height of a row of the forest, units; points of reward at its ends
-WIDTH = 160
+    160,
+    6,
+)  # of a row of the forest: height, width, margin beside what is drawn; units
 TINT = f"var(--c2, {GREEN})"
 
 
 def forest(found: Sequence[Verdict], short: bool = False) -> str:
     """Differences with their intervals over trainings, a row a claim, as HTML.
 
-    The half that a claim promises is shaded; what lies beyond an end is drawn at it. `short`: the main
-    claims alone, with links to their sections.
+    The half that a claim promises is shaded. Rewards have one scale; what is measured otherwise has its
+    own in each row, and only its side of zero counts. `short`: the main claims alone, with links to their
+    sections.
     """
     by_name = {v.comparison.name: v for v in found}
     shown = [by_name[name] for name in MAIN if name in by_name] if short else found
-    drawn = any(v.comparison.measure == "reward" for v in shown)
+    of_rewards = [v for v in shown if v.comparison.measure == "reward"]
+    reach = max((_reach(v) for v in of_rewards), default=0.0)
+    step = next(step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if 2.5 * step >= reach)
     axis = "".join(
-        f'<text x="{_x(at):.0f}" y="14" style="text-anchor: middle">{decimal(at)}</text>'
-        for at in (-0.5, 0, 0.5)
+        f'<text x="{_x(at, reach):.0f}" y="14" style="text-anchor: middle">{decimal(at)}</text>'
+        for at in (np.arange(-2, 3) * step).round(1).tolist()
+        if of_rewards and abs(at) <= 0.9 * reach
     )
     scale = f'<svg class="row" viewBox="0 0 {WIDTH} 18" role="img" aria-label="шкала разности">'
-    names = ["Утверждение", f"{scale}{axis if drawn else ''}</svg>", "Разность [95\u00a0% ДИ]"]
+    names = ["Утверждение", f"{scale}{axis}</svg>", "Разность [95\u00a0% ДИ]"]
     names += ["Вердикт"] if short else ["Обучений", "p", "Вердикт"]
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    rows = "".join(_forest_row(v, short) for v in shown)
+    rows = "".join(_forest_row(v, reach if v in of_rewards else _reach(v), short) for v in shown)
     kind = "forest short" if short else "forest"
     return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
-def _x(difference: float) -> float:
-    inside = min(max(difference, LEFT), RIGHT)
-    return (inside - LEFT) / (RIGHT - LEFT) * (WIDTH - 12) + 6
+def _reach(v: Verdict) -> float:
+    """How far from zero a row goes."""
+    return max(
+        map(abs, [*v.by_seed.values(), *(v.between[k] for k in v.between if k in ENDS)]), default=0
+    )
 
 
-def _forest_row(v: Verdict, short: bool) -> str:
-    more = v.comparison.expected == "more"
-    zero, parts = _x(0), list[str]()
-    if v.comparison.measure == "reward":
-        side = f'x="{zero if more else 0:.0f}" width="{WIDTH - zero if more else zero:.0f}"'
-        parts.append(f'<rect {side} height="{ROW}" style="fill: {TINT}; fill-opacity: 0.09"/>')
-        parts.append(f'<path d="M{zero:.0f} 0V{ROW}" style="stroke: currentColor"/>')
-        parts += _interval(v)
-    name = html.escape(MAIN[v.comparison.name] if short else v.comparison.claim)
+ENDS = ("low", "mean", "high")
+
+
+def _x(difference: float, reach: float) -> float:
+    return WIDTH / 2 + (WIDTH / 2 - EDGE) * (difference / reach if reach else 0.0)
+
+
+def _forest_row(v: Verdict, reach: float, short: bool) -> str:
+    more, zero = v.comparison.expected == "more", WIDTH / 2
+    side = f'x="{zero if more else 0:.0f}" width="{zero:.0f}" height="{ROW}"'
+    parts = [f'<rect {side} style="fill: {TINT}; fill-opacity: 0.09"/>']
+    parts.append(f'<path d="M{zero:.0f} 0V{ROW}" style="stroke: currentColor"/>')
+    parts += _interval(v, reach)
+    name = html.escape(unbroken(MAIN[v.comparison.name] if short else v.comparison.claim))
     name += "\u00a0•" if v.comparison.primary else ""
     if short:
         name = f'<a href="#study_{v.study.name}">{name}</a>'
     else:
         about = f"{v.comparison.source}; ожидалось: {lowered(v.comparison.hypothesis)}"
-        name += f"<small>{html.escape(about)}</small>"
+        name += f"<small>{html.escape(unbroken(about))}</small>"
     said = html.escape(v.effect)
     head = f'<svg class="row" viewBox="0 0 {WIDTH} {ROW}" role="img" aria-label="{said}">'
     effect = v.effect_alone if v.between and v.comparison.measure == "reward" else v.effect
@@ -715,22 +740,22 @@ def _forest_row(v: Verdict, short: bool) -> str:
     cells = [f'<th scope="row">{name}</th>', f"<td>{head}{''.join(parts)}</svg></td>"]
     cells.append(f'<td class="n">{html.escape(effect)}</td>')
     if not short:
-        p = p_text(v.p).removeprefix("p\u00a0=\u00a0").removeprefix("p\u00a0") if v.between else "—"
-        cells.append(f'<td class="n">{len(v.by_seed)} из {v.of}</td><td class="n">{p}</td>')
+        n, p = v.trainings.removeprefix("обучений: "), v.p_text.removeprefix("=\u00a0")
+        cells.append(f'<td class="n">{n}</td><td class="n">{p}</td>')
     cells.append(f'<td class="verdict">{MARKS[v.word]} {v.word}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _interval(v: Verdict) -> list[str]:
+def _interval(v: Verdict, reach: float) -> list[str]:
     """Dots are trainings, the line is the interval, the diamond the mean."""
     color = f"var(--c0, {BLUE})" if v.comparison.primary else f"var(--quiet, {QUIET})"
     parts = [
-        f'<circle cx="{_x(each):.1f}" cy="11" r="3" style="fill: {color}; fill-opacity: 0.3">'
+        f'<circle cx="{_x(each, reach):.1f}" cy="11" r="3" style="fill: {color}; fill-opacity: 0.3">'
         f"<title>seed {seed}: {number(each, 0.1)}</title></circle>"
         for seed, each in v.by_seed.items()
     ]
     if v.between:
-        low, mean, high = (_x(v.between[key]) for key in ("low", "mean", "high"))
+        low, mean, high = (_x(v.between[key], reach) for key in ("low", "mean", "high"))
         line = f"stroke: {color}; stroke-width: 2.5"
         parts.append(f'<path d="M{low:.1f} 11H{high:.1f}" style="{line}"/>')
         told = f"<title>{html.escape(v.effect)}</title>"

@@ -72,7 +72,7 @@ def lowered(text: str) -> str:
 def unbroken(text: str) -> str:
     """Equations and units that do not break over lines, nor does a line begin with a dash."""
     text = re.sub(r"(?<=[\wα-ωΑ-Ω]) ([=<>±]) (?=[\d−(\w])", "\u00a0\\1\u00a0", text)
-    text = re.sub(r"(?<=\d) (?=(?:балл|ната?|шаг|мин|%)\w*\b|%)", "\u00a0", text)
+    text = re.sub(r"(?<=\d) (?=[а-яё%])|(?<=\bиз) (?=\d)", "\u00a0", text)  # 16 ответов, 2 из 5
     return text.replace(" — ", "\u00a0— ").replace("обучений: ", "обучений:\u00a0")
 
 
@@ -104,7 +104,8 @@ def table_html(table: pd.DataFrame, english: Sequence[str] = ()) -> str:
             room = after[k] - _after_comma(cell)
             if numeric[k] and room > 0.05:
                 about += f' style="padding-right: calc(var(--cell, 0.6rem) + {room:.1f}ch)"'
-            cells.append(f"<{tag}{about}>{html.escape(cell)}</{tag}>")
+            said = cell if numeric[k] or table.columns[k] in english else unbroken(cell)
+            cells.append(f"<{tag}{about}>{html.escape(said)}</{tag}>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table><thead><tr>{''.join(names)}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 

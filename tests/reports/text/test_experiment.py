@@ -153,7 +153,7 @@ def test_tables_show_the_quantities_the_text_and_the_parameters():
     assert list(text.iloc[-1]) == ["Пустых ответов, %", "0,0", "25,0"]
     params = WarpConfig(lr=1e-6, shared_run_seed=True, max_kl=2.5, baseline="loo").model_dump()
     shown = dict(experiment.parameters_table(params).itertuples(index=False))
-    assert shown["Adam, lr"] == "1e-6"
+    assert shown["Adam, lr"] == "10⁻⁶"
     assert shown["Коэффициент при KL, β"] == "0,1"
     assert shown["Seed запусков"] == "один на всех"
     assert shown["Линейный прогрев, шагов"] == "нет"

@@ -71,9 +71,9 @@ def test_like_is_compared_with_like_round_by_round(results):
     assert performance.speedups(results, "alone", "bf16") == [0.5]
     table = performance.steps_table(results)
     assert list(table.iloc[:, 0]) == [
-        "два запуска рядом, float32",
+        "два запуска одновременно, float32",
         "один запуск, float32",
-        "два запуска рядом, bf16",
+        "два запуска одновременно, bf16",
         "один запуск, bf16",
     ]
     pair = ["10,00 (9,00–11,00)", "5,00 (3,00–5,50)", "2,00 (2,00–3,00)"]
@@ -117,7 +117,7 @@ def test_a_resume_is_shown_step_by_step(results):
 def test_the_conclusion_says_what_was_measured_and_which_targets_were_reached(results):
     said = "\n".join(performance.conclusion(results))
     for expected in (
-        "Два запуска рядом, float32: быстрее двух TRL рядом в 2,00 (2,00–3,00) раза.",
+        "Два запуска одновременно, float32: быстрее двух TRL одновременно в 2,00 (2,00–3,00) раза.",
         "Один запуск, float32: быстрее одного TRL в 2,00 (1,60–2,50) раза; цель — быстрее в 2,0 "
         "раза: достигнута.",
         "Один запуск, bf16: медленнее одного TRL в 2,00 (2,00–2,00) раза.",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reports.text.statistics import at_equal_kl, holm
+from reports.text.statistics import at_equal_kl, curve_of, holm
 
 
 def test_holm_by_hand():
@@ -18,21 +18,40 @@ def test_holm_keeps_the_chance_of_any_false_claim():
     assert np.mean(false) == pytest.approx(0.05, abs=0.012)
 
 
+def curve(*points, of_sft=0.0):
+    """Through policies of these (KL, value), and θ_sft."""
+    rows = [{"kl": kl, "reward": value} for kl, value in points]
+    return curve_of(rows, {"reward": of_sft})
+
+
 def test_at_equal_kl_curves_of_one_line_in_the_root_do_not_differ():
     line = [(kl, 1 + 0.5 * kl**0.5) for kl in (1.0, 4.0, 9.0)]
-    other = [(kl, 1 + 0.5 * kl**0.5) for kl in (0.25, 2.0, 12.0)]
-    assert at_equal_kl(line, other, 1.0) == pytest.approx(0, abs=1e-9)
-    above = [(kl, value + 0.2) for kl, value in line]
-    assert at_equal_kl(above, other, 1.0) == pytest.approx(0.2)
-    assert at_equal_kl(other, above, 1.0) == pytest.approx(-0.2)
+    other = curve(*((kl, 1 + 0.5 * kl**0.5) for kl in (0.25, 2.0, 12.0)), of_sft=1.0)
+    assert at_equal_kl(curve(*line, of_sft=1.0), other) == pytest.approx(0, abs=1e-9)
+    above = curve(*((kl, value + 0.2) for kl, value in line), of_sft=1.0)
+    assert at_equal_kl(above, other) == pytest.approx(0.2)
+    assert at_equal_kl(other, above) == pytest.approx(-0.2)
 
 
 def test_at_equal_kl_by_hand():
+    line = curve((1, 1), (9, 3))
     # From √KL 1 to 2 both are there: 2 to 4 beside 1 to 2.
-    assert at_equal_kl([(1, 2), (4, 4)], [(1, 1), (9, 3)], 0.0) == pytest.approx(1.5)
+    assert at_equal_kl(curve((1, 2), (4, 4)), line) == pytest.approx(1.5)
     # A policy is met at its own KL.
-    assert at_equal_kl([(4, 4.0)], [(1, 1), (9, 3)], 0.0) == pytest.approx(2.0)
-    assert at_equal_kl([(1, 1), (9, 3)], [(4, 4.0)], 0.0) == pytest.approx(-2.0)
+    assert at_equal_kl(curve((4, 4.0)), line) == pytest.approx(2.0)
+    assert at_equal_kl(line, curve((4, 4.0))) == pytest.approx(-2.0)
     # Below its first point a curve comes from θ_sft.
-    assert at_equal_kl([(16, 4.0)], [(1, 2), (4, 3)], 0.0) == pytest.approx(2 - 3.0)
-    assert at_equal_kl([(0, 1.0)], [(4, 3)], 1.0) is None
+    assert at_equal_kl(curve((16, 4.0)), curve((1, 2), (4, 3))) == pytest.approx(2 - 3.0)
+    assert at_equal_kl(curve((0, 1.0), of_sft=1.0), curve((4, 3), of_sft=1.0)) is None
+    # What ends before the other begins has no KL in common with it.
+    assert at_equal_kl(curve((0.25, 1), (1, 2)), curve((4, 3), (9, 4))) is None
+
+
+def test_a_trajectory_that_comes_back_counts_its_best_policy_of_no_larger_kl():
+    """KL goes to 9, then back to 4 with more reward; between them is no policy of 2."""
+    back = curve((1, 1.0), (9, 2.0), (4, 3.0))
+    assert (back.roots, back.values) == ([1, 2, 3], [1, 3, 3])
+    assert at_equal_kl(back, curve((1, 1), (4, 3), (9, 3))) == pytest.approx(0)
+    rows = [{"kl": kl, "distinct_pairs": share} for kl, share in ((1, 0.9), (4, 0.8))]
+    falls = curve_of(rows, {"distinct_pairs": 0.95}, "distinct_pairs")
+    assert falls.values == [0.9, 0.8]  # which is no gain

@@ -1,6 +1,8 @@
 """Verdicts, tables, figures and first sentences of studies, from rows that nobody measured."""
 
+import itertools
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +10,12 @@ import pytest
 
 from reports.text import claims, studies, study_figures
 from reports.text.figures import figure_of
-from reports.text.statistics import comparisons
+from reports.text.statistics import comparisons, load_study
 from reports.text.svg import svg_text
-from warp_core.store.files import write_jsonl
-from warp_core.study import wanted
+from warp_core.evaluate import between_trainings
+from warp_core.store.files import read_jsonl, write_jsonl
+from warp_core.study import digests, wanted
+from warp_core.world.studies import Comparison, Study
 
 ROOT = Path(__file__).resolve().parents[3]
 GEOMETRY = {
@@ -25,8 +29,9 @@ def rows_of(study, above):
     """On one line in √KL, but for the merged policies, which lie above it."""
     rng = np.random.default_rng(0)
     rows = []
-    for k, (seed, point) in enumerate(wanted(study)):
+    for k, ((seed, point), digest) in enumerate(zip(wanted(study), digests(study), strict=True)):
         size = (point.t if isinstance(point.t, int) else 60) * (point.eta or 1.0)
+        size *= 0.7 if point.what == "lerp" else 1.0  # two at a right angle
         kl = 0.0 if seed is None else (size / 30) ** 2 + 0.01 * k
         reward = 0.3 + 0.2 * kl**0.5 + (above if point.arm == "merged" else 0.0)
         reward += 0.0 if seed is None else float(rng.normal(0, 0.02))
@@ -38,7 +43,7 @@ def rows_of(study, above):
         row |= {"judge": {"mean": reward / 4, "stderr": 0.01, "n": 256}, "length": 15.0}
         row |= {"repetition": 0.05, "distinct_pairs": 0.9, "seconds": {"all": 120.0, "chain": 60.0}}
         row |= {
-            "digest": str(k),
+            "digest": digest,
             "device": "a processor",
             "reward_model": "one",
             "sft_reward": 0.3,
@@ -75,7 +80,7 @@ def named(found):
     [
         (0.3, studies.HOLDS, "Слияние окупается"),
         (-0.3, studies.REFUTED, "Слияние проигрывает"),
-        (0.0, studies.UNKNOWN, "Слияние — способ обучать параллельно"),
+        (0.0, studies.ALIKE, "Слияние — способ обучать параллельно"),
     ],
 )
 def test_a_verdict_follows_from_the_interval_and_the_first_sentence_from_it(
@@ -90,7 +95,7 @@ def test_a_verdict_follows_from_the_interval_and_the_first_sentence_from_it(
     assert first.startswith(f"**{told}")
     assert "обучений: 8" in first
     assert second.endswith(".")
-    assert "T = 30 и T = 10 неразличимы" in third
+    assert "при T = 30 и T = 10 она неразличима" in third
 
 
 def test_primary_comparisons_are_corrected_together_and_others_are_not(project):
@@ -112,10 +117,9 @@ def test_what_has_not_been_computed_is_said_and_counts_among_the_primary(project
     words = {v.study.name: v.word for v in found}
     assert words["liti"] == studies.NONE
     four = named(found)["four_against_one"]
-    assert (
-        four.p == pytest.approx(min(1, 6 * four.between["p"]), rel=1e-6)
-        or four.p >= four.between["p"]
-    )
+    two = named(found)["two_against_one"]
+    low, high = sorted(v.between["p"] for v in (four, two))
+    assert sorted((four.p, two.p)) == pytest.approx([6 * low, max(6 * low, 5 * high)], rel=1e-9)
     assert "обучений: 0 из 5" in claims.headline(found)[1]
     study = next(study for study in every if study.name == "liti")
     assert studies.load_rows(study) == []
@@ -164,9 +168,12 @@ def test_the_lemmas_are_checked_on_the_weights_that_were_measured(project):
     """Two runs of norm 2 at a right angle, and a merge of norm √2: LERP's, not SLERP's."""
     merge = next(study for study in project() if study.name == "merge")
     table = studies.lemmas_table(studies.load_rows(merge)).set_index("Величина")
-    assert table.loc["Угол между векторами задач, °", "Измерено"] == "89,0"
+    assert table.loc["Угол между векторами задач двух запусков, °", "Измерено"] == "89,0"
+    assert (
+        table.loc["Угол между векторами задач двух запусков, °", "Верно"] == "5 из 5"
+    )  # trainings
     assert table.loc["Норма LERP к формуле леммы", "Измерено"].endswith("–1,00")  # at λ = 0,5
-    assert table.loc["Норма SLERP к средней норме запусков", "Верно, слияний"].startswith("0 из")
+    assert table.loc["Норма SLERP к средней норме запусков", "Верно"].startswith("0 из")
 
 
 def test_figures_show_each_curve_with_its_trainings(project):
@@ -189,8 +196,7 @@ def test_the_forest_has_a_row_a_claim_and_a_dot_a_training(project):
     whole, short = study_figures.forest(found), study_figures.forest(found, short=True)
     assert whole.count("<tr>") == len(found) + 1
     assert short.count("<tr>") == len(studies.MAIN) + 1
-    of_rewards = [v for v in found if v.comparison.measure == "reward"]
-    assert whole.count("<circle") == sum(len(v.by_seed) for v in of_rewards)
+    assert whole.count("<circle") == sum(len(v.by_seed) for v in found)
     assert 'href="#study_iterations"' in short
     assert len(study_figures.forest_data(found)) == sum(len(v.by_seed) for v in found)
 
@@ -206,7 +212,7 @@ def test_partial_rows_are_shown_and_said(project):
                 svg_text(figure_of(panel), figure.caption)
     found = studies.verdicts(every)
     assert all(v.effect.startswith("обучений: ") for v in found if not v.between)
-    assert f"мало обучений у {len(found)}" in claims.counted(found)
+    assert f"мало обучений у {len(found)}." in claims.counted(found)
 
 
 def test_two_trainings_give_no_verdict_where_three_are_asked_for(project):
@@ -239,3 +245,109 @@ def test_differences_are_of_one_training_at_one_kl_and_not_beyond_the_front():
     assert [kl for kl, _ in points] == [0.25, 1.0, 4.0]
     assert [over for _, over in points] == pytest.approx([0.25, 0.5, 1.0])
     assert "одного запуска" in ax.get_ylabel()
+
+
+# Verdicts, from trainings that nobody made
+
+
+def verdict(*differences, primary=False, expected="more", p=None, of=5):
+    study = Study(name="s", arms={"a": {}, "b": {}}, seeds=[1, 2])
+    comparison = Comparison(claim="Утверждение", primary=primary, expected=expected)
+    between = between_trainings(differences)
+    by_seed = dict(enumerate(differences, 1))
+    return studies.Verdict(study, comparison, by_seed, between, p or between["p"], of)
+
+
+def test_the_word_of_a_verdict():
+    clear, small, wide = (
+        [0.3, 0.32, 0.28, 0.31, 0.3],
+        [0.02, -0.03, 0.04, 0.0, -0.02],
+        [1, -1, 0.5, -0.4, 0.1],
+    )
+    assert verdict(*clear).word == studies.HOLDS
+    assert verdict(*clear, expected="less").word == studies.REFUTED
+    assert verdict(*[-x for x in clear], expected="less").word == studies.HOLDS
+    assert verdict(*small).word == studies.ALIKE
+    assert verdict(*wide).word == studies.UNKNOWN
+    corrected = verdict(
+        *clear, primary=True, p=0.12
+    )  # Holm's p decides, though its interval is beyond zero
+    assert corrected.word == studies.UNKNOWN
+    assert corrected.between["low"] > 0
+    less = verdict(-0.04, -0.05, -0.06, -0.05, -0.05)  # told from zero, and nothing to speak of
+    assert (less.word, less.is_small) == (studies.REFUTED, True)
+    assert verdict(*clear, of=8).trainings == "обучений: 5 из 8"
+    assert "обучений: 5 из 8" in verdict(*clear, of=8).sentence.replace("\u00a0", " ")
+
+
+def test_a_primary_comparison_needs_five_trainings(project):
+    every = project(0.3)
+    for study in every:
+        rows = [row for row in studies.load_rows(study) if row["seed"] in (None, 1, 2, 3)]
+        write_jsonl(study.path, rows)
+    for v in studies.verdicts(every):
+        assert (v.word == studies.NONE) == v.comparison.primary
+
+
+def test_every_outcome_has_a_first_sentence(project):
+    found = studies.verdicts(project(0.3))
+    names = ("four_against_one", "liti_above_trajectory", "slerp_above_lerp_at_equal_kl")
+    names += ("fourth_is_worse", "t30_gains")
+    outcomes = {
+        studies.HOLDS: verdict(0.3, 0.32, 0.28),
+        studies.REFUTED: verdict(-0.3, -0.32, -0.28),
+        studies.ALIKE: verdict(0.01, -0.01, 0.0),
+        studies.UNKNOWN: verdict(1, -1, 0.2),
+        studies.NONE: replace(verdict(0.3, 0.3), between={}),
+    }
+    said = set()
+    for words in itertools.product(outcomes, repeat=len(names)):
+        given = {
+            name: replace(
+                outcomes[word], comparison=v.comparison.model_copy(update={"expected": "more"})
+            )
+            for name, word in zip(names, words, strict=True)
+            for v in [named(found)[name]]
+        }
+        sentences = claims.headline(
+            [*(v for v in found if v.comparison.name not in names), *given.values()]
+        )
+        assert len(sentences) == 3
+        said.add(tuple(sentences))
+    assert len(said) == 5 ** len(names)
+    small = verdict(-0.04, -0.05, -0.06, -0.05, -0.05)
+    found = [
+        replace(v, between=small.between, p=0.01) if v.comparison.name == names[0] else v
+        for v in found
+    ]
+    first = claims.headline(found)[0]
+    assert first.startswith("**Слияние — способ обучать параллельно**")
+    assert "хотя и отличается" in first
+
+
+def test_rows_of_other_parameters_are_not_shown(project):
+    every = project(0.3)
+    path = Path("params/studies.yaml")
+    path.write_text(path.read_text() + "\nmax_new_tokens: 12\n")
+    liti = next(study for study in every if study.name == "liti")
+    assert studies.load_rows(liti) == []
+
+
+def test_the_rows_of_the_repository_belong_to_its_parameters():
+    for study in studies.load_studies(ROOT / "params"):
+        rows = read_jsonl(ROOT / study.path)
+        assert {row["digest"] for row in rows} <= set(digests(study)), study.name
+
+
+def test_a_study_of_yours_changes_nothing_in_the_report(project):
+    every = project(0.3)
+    own = Path("params/study_mine.yaml")
+    own.write_text(
+        Path("params/study_iterations.yaml")
+        .read_text()
+        .replace("name: iterations", "name: mine", 1)
+    )
+    assert studies.load_studies() == every
+    mine = load_study(own)
+    assert studies.family(mine) == [mine]
+    assert studies.family(every[0]) == every
