@@ -90,8 +90,7 @@ class Experiment(Parts):
 
     def shown(self) -> dict[str, Task]:
         """Place in the run folder's weights/ -> whose weights stay and lie there."""
-        places: dict[str, Task] = {}
-        last = len(self.iterations)
+        places, last = dict[str, Task](), len(self.iterations)
         for i, (thetas, theta_slerp, theta_init) in enumerate(self.iterations, start=1):
             places |= {f"iteration_{i}/run_{m}": theta for m, theta in enumerate(thetas, start=1)}
             places[f"iteration_{i}/slerp"] = theta_slerp
@@ -196,7 +195,8 @@ def run_front(
         wanted = [evaluation for _, evaluation in missing]
         wanted += [e.judged(each) for each in wanted] if config.judge else []
         if wanted:
-            e.engine.make(store, wanted, e.kept())
+            with e.engine.resources(store, wanted, e.kept()):
+                e.engine.make(store, wanted, e.kept())
             e.show(store, run_dir)
         for point, evaluation in missing:
             answers = read_completions(store.path(evaluation))

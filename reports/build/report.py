@@ -17,6 +17,7 @@ from reports.build.references import load_bibliography
 from warp_core.config import FrontConfig, WarpConfig, load_params
 from warp_core.store.files import sealed_json
 from warp_core.store.machine import code_of_the_method
+from warp_core.store.results import Store
 
 RESULTS = ("<!-- results, by `make publish` -->", "<!-- end of results -->")  # in README
 
@@ -129,7 +130,7 @@ def other_code(project: Project) -> dict[str, str]:
 
 
 def forget_other_code(project: Project) -> None:
-    """Remove what other code made, and what this code made of it: run folders, results in the store."""
+    """Remove what other code made or began, and what this code made of it: run folders, the store's."""
     store = project.runs / "store"
     origins = {
         path.parent.name: sealed_json(path, path.parent) for path in store.glob("*/origin.json")
@@ -140,6 +141,8 @@ def forget_other_code(project: Project) -> None:
     for name in other:  # which grows by what reads it
         other += [each for each, text in decides.items() if name in text and each not in other]
     folders = [project.runs / name for name in other_code(project)]
+    for name in Store(store).begun_by_other_code():
+        Store(store).forget(name)
     # Killed meanwhile, no reader may be left without what it was made from.
     for folder in [*folders, *(store / name for name in reversed(other))]:
         if folder.is_dir():

@@ -4,7 +4,7 @@ A verdict is computed: it names a claim of the seed report and says what our num
 what our construction decides (runs that share a seed coincide) there is none.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,11 @@ def load_summaries(runs_dir: Path, names: Iterable[str]) -> dict[str, dict[str, 
     return found
 
 
-def task_seconds(runs_dir: Path, names: Iterable[str]) -> float:
-    """What the tasks behind the named runs took, each counted once."""
+def origins(runs_dir: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What made each of the tasks behind the named runs: commit, seconds, …; each of them once."""
     paths = (runs_dir / name / "origins.json" for name in names)
-    origins = [sealed_json(path) for path in paths if path.is_file()]
-    each = {task: about["seconds"] for one in origins for task, about in one.items()}
-    return sum(each.values())
+    of_runs = [sealed_json(path) for path in paths if path.is_file()]
+    return {task: about for one in of_runs for task, about in one.items()}
 
 
 def label(name: str) -> str:
@@ -231,7 +230,7 @@ def _angle_text(summary: Mapping[str, Any]) -> str:
 
 
 def control_verdicts(summaries: Summaries) -> list[str]:
-    """What a seed for each run changes in an experiment: angle between the runs, KL, reward."""
+    """What a seed for each run changes: the angle between the runs."""
     pairs = [
         (name, summaries[name], summaries[name + CONTROL])
         for name in SEED_FIGURES
@@ -239,28 +238,27 @@ def control_verdicts(summaries: Summaries) -> list[str]:
     ]
     if not pairs:
         return ["Контрольных экспериментов здесь нет."]
-    sentences = []
+    angles = ", ".join(f"{_angle_text(own)} (эксперимент {label(name)})" for name, _, own in pairs)
+    sentences = [
+        f"Со своими seed средний угол между векторами задач первой итерации — {angles}: SLERP сливает две "
+        "разные политики."
+    ]
     if not any(runs_differ(shared["angles"]) for _, shared, _ in pairs):
-        sentences.append(
+        sentences.insert(
+            0,
             "При общем seed запуски одной итерации — один и тот же расчёт: угол между векторами "
-            "задач равен нулю по построению, при любых T и lr, и SLERP ничего не усредняет."
+            "задач равен нулю по построению, при любых T и lr, и SLERP ничего не усредняет.",
         )
-    for name, shared, own in pairs:
-        kls = [estimate_text(s["kl_warp_sft"]) for s in (shared, own)]
-        gains = [estimate_text(s["reward_difference"]) for s in (shared, own)]
-        sentences.append(
-            f"Эксперимент {label(name)}: у запусков со своими seed средний угол между векторами "
-            f"задач первой итерации — {_angle_text(own)}. KL(warp‖sft) при общем seed — {kls[0]}, "
-            f"при своих — {kls[1]} нат на ответ; прирост награды — {gains[0]} и {gains[1]} балла "
-            "(ошибка оценки, одно обучение)."
-        )
-    return sentences
+    return [" ".join(sentences)]
 
 
-def reproduction_table(meta: Mapping[str, Any], seconds: float) -> pd.DataFrame:
-    """Versions, commit, device and time."""
+def reproduction_table(
+    meta: Mapping[str, Any], origins: Collection[Mapping[str, Any]], seconds: float
+) -> pd.DataFrame:
+    """Versions, commits, device and time; the seconds are those of the origins and further ones."""
+    seconds += sum(origin["seconds"] for origin in origins)
     rows = [
-        ("Версия кода (git)", meta["commit"]),
+        ("Версия кода (git)", ", ".join(sorted({origin["commit"] for origin in origins}))),
         ("Python", meta["python"]),
         *meta["versions"].items(),
         ("Устройство", f"{meta['device']}, ядер: {meta['cores']}"),

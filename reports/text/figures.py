@@ -272,7 +272,7 @@ def by_experiment(
         rows: of the study of the seed report. sft: θ_sft's reward there; None where there are none.
         here: summaries by the experiment's name.
     """
-    gain, kl = new_axes(330, 240), new_axes(330, 240)
+    gain, kl = new_axes(330, 270), new_axes(330, 270)
     for own, (color, marker) in enumerate((("#555555", "s"), (COLORS[0], "o"))):
         for k in range(1, 5):
             name = f"experiment_{k}{'_control' if own else ''}"
@@ -287,7 +287,9 @@ def by_experiment(
                 (kl, [row["kl"]["mean"] for row in of_arm]),
             ):
                 spread = x + 0.05 * (np.arange(len(values)) % 3 - 1)
-                ax.plot(spread, values, alpha=0.55, label=label or None, **style)
+                ax.plot(
+                    spread, values, alpha=0.55, label=label if rows and label else None, **style
+                )
             if name in here:
                 one = here[name]
                 for ax, key in ((gain, "reward_difference"), (kl, "kl_warp_sft")):

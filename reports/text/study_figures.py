@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from reports.text.figures import above, figure_of, new_axes, root_scale
+from reports.text.figures import above, new_axes, root_scale
 from reports.text.statistics import Row, curve_of, fits, value
 from reports.text.studies import MAIN, MARKS, Verdict, grouped, policy_name, scaled
 from reports.text.svg import BLACK, COLORS, QUIET, WHITE, tells
@@ -140,7 +140,7 @@ def plane(
     root_scale(ax)
     ax.set_ylabel(AXES[measure])
     if legend:
-        above(ax, columns=2 if len(study.curves) > 3 and figure_of(ax).get_figwidth() > 6 else 1)
+        above(ax, columns=2 if len(ax.get_legend_handles_labels()[1]) > 5 else 1)
     return ax
 
 
@@ -230,6 +230,7 @@ def _iterations(study: Study, rows: Sequence[Row]) -> list[Shown]:
         for k, each in enumerate([first, *later]):
             _, chosen = of_curve(each, rows)
             style = {"color": colors[k], "marker": marks[k], "linestyle": "-", "markersize": 6}
+            style |= {"linestyle": (0, (4, 2)), "markerfacecolor": WHITE} if k == 1 else {}
             _kl_reward(ax, chosen, each["label"], start, style)
             iterated.append((style, chosen))
         long = []

@@ -295,7 +295,9 @@ def test_room_is_the_peak_of_what_the_schedule_keeps(keep, task, store, monkeypa
     assert room == max(measured) == 2000 + 500 + 700 + 900 + 800
     assert LocalEngine(1).room(store, wanted, kept) == 0
     checkpoints = [task("h", size=100, scratch=30), task("i", size=100, scratch=40)]
-    assert LocalEngine(2).room(store, checkpoints, checkpoints) == 200 + 2 * 40
+    assert LocalEngine(2).room(store, checkpoints, checkpoints) == 200 + 30 + 40
+    assert LocalEngine(64).room(store, checkpoints, checkpoints) == 200 + 30 + 40  # of two alone
+    assert LocalEngine(1).room(store, checkpoints, checkpoints) == 200 + 40
 
 
 def test_room_counts_what_is_read_twice_once(task, store):

@@ -17,9 +17,13 @@ OF_ANOTHER = "filelock/2\npid=7\nhost=node-b\nmode=lease\ntoken=0f\nduration={}\
 spawned = multiprocessing.get_context("fork")
 
 
-@pytest.fixture(params=["with locks", "without"])
+@pytest.fixture(params=["with locks", "without", "without exchange"])
 def path(request, tmp_path, monkeypatch):
-    """On file systems that have locks and that have none."""
+    """On file systems that have locks, that have none, and that exchange no names (NFS)."""
+    if request.param == "without exchange":
+        monkeypatch.setattr("filelock._soft.exchange_names", lambda *_: False)
+        monkeypatch.setattr(lease, "LASTS", 1.0)
+        monkeypatch.setattr(lease, "RENEWED", 0.1)
     if request.param == "without":
 
         def missing(*_, **__):
@@ -49,7 +53,8 @@ def test_one_process_holds_it_at_a_time(path):
         pass
     assert holder(path) == os.uname().nodename
     with held(path, 30):
-        pass
+        assert path.with_name("it.lease").exists()
+    assert not path.with_name("it.lease").exists()
     process.join()
     assert holder(path) == ""
 
@@ -94,3 +99,24 @@ def test_who_has_lost_it_ends(path, monkeypatch):
     taken.replace(path.with_name("it.lease"))
     process.join(10)
     assert process.exitcode == 1
+
+
+def test_who_cannot_renew_it_ends(path, monkeypatch, capfd):
+    """Removed by another machine; and its folder, by whoever makes room."""
+    monkeypatch.setattr(lease, "RENEWED", 0.1)
+    process = start(path)
+    path.with_name("it.lease").unlink()
+    process.join(10)
+    assert process.exitcode == 1
+    assert "has lost it (marker-missing) and ends" in capfd.readouterr().err
+
+
+def test_a_lease_that_was_renewed_meanwhile_is_put_back(tmp_path):
+    marker = tmp_path / "it.lease"
+    marker.write_text("of another")
+    old = lease._version(marker)
+    os.utime(marker, (1, 1))
+    lease._remove(marker, old)
+    assert marker.read_text() == "of another"
+    lease._remove(marker, lease._version(marker))
+    assert not [*tmp_path.iterdir()]

@@ -45,6 +45,8 @@ DECIDES = (
     "world/models.py",
     "world/reward_training.py",
     "engine/draw.py",
+    "engine/factors.py",
+    "store/adapter.py",
     "engine/loop.py",
     "engine/tape.py",
     "store/tensors.py",

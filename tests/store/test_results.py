@@ -13,7 +13,14 @@ import pytest
 
 from warp_core.store import results
 from warp_core.store.errors import DamagedError
-from warp_core.store.files import append_jsonl, sealed_json, sealed_text, verify, write_text
+from warp_core.store.files import (
+    append_jsonl,
+    seal_text,
+    sealed_json,
+    sealed_text,
+    verify,
+    write_text,
+)
 from warp_core.store.results import STEPS, WEIGHTS, Store, Task
 
 
@@ -284,6 +291,53 @@ def test_a_result_without_weights_or_that_is_not_there_has_nothing_to_drop(store
     store.drop(OTHER)
     assert store.has(plain)
     assert in_store(store) == [plain.name]
+
+
+def test_weights_that_another_program_drops_meanwhile_are_nothing_to_drop(store, monkeypatch):
+    store.make(FIRST)
+    locked = store._locked
+
+    def late(name, seconds=-1):
+        Store(store.folder).drop(FIRST)
+        return locked(name, seconds)
+
+    monkeypatch.setattr(store, "_locked", late)
+    store.drop(FIRST)
+    assert store.has(FIRST)
+    assert not store.has(FIRST, weights=True)
+
+
+# Work that other code began
+
+
+def half(out, work, stops):
+    append_jsonl(work / STEPS, {"step": 1})
+    if stops:
+        raise ValueError("said so")
+    seal_text(out / STEPS, (work / STEPS).read_text())
+
+
+def test_a_result_says_which_code_began_it(store, monkeypatch):
+    task = Task("run", half, {}, hints={"stops": True}, steps=2)
+    with pytest.raises(ValueError, match="said so"):
+        store.make(task)
+    assert store.begun_by_other_code() == []
+    before = results.code_of_the_method()
+    monkeypatch.setattr(results, "code_of_the_method", lambda: "later")
+    assert store.begun_by_other_code() == [task.name]
+    store.make(replace(task, hints={"stops": False}))
+    assert sealed_json(store.path(task) / "origin.json")["code"] == before
+
+
+def test_work_of_other_code_is_forgotten_unless_somebody_is_at_it(store):
+    task = Task("run", half, {}, hints={"stops": True}, steps=2)
+    with pytest.raises(ValueError, match="said so"):
+        store.make(task)
+    with store._locked(task.name):
+        Store(store.folder).forget(task.name)
+    assert store.log(task).is_file()
+    store.forget(task.name)
+    assert not store.log(task).exists()
 
 
 # Weights that a run folder shows

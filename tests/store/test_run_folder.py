@@ -271,3 +271,18 @@ def test_a_folder_says_what_it_was_made_with(tmp_path):
     opened(PARAMS, tmp_path / "run", IDENTITY)
     meta = sealed_json(tmp_path / "run" / "meta.json")
     assert meta == run_folder.describe_machine() | {"layout": 2, "identity": IDENTITY}
+
+
+def test_who_waited_for_a_folder_that_became_anothers_meanwhile_is_refused(tmp_path, monkeypatch):
+    """Between the check and the lock another program has the folder to itself."""
+    first, room = [True], run_folder.make_room
+
+    def late(*about):
+        room(*about)
+        if first.pop():
+            first.append(False)
+            opened({"lr": 1.0}, tmp_path / "run", {})
+
+    monkeypatch.setattr(run_folder, "make_room", late)
+    with pytest.raises(ConfigError, match="holds another experiment"):
+        opened({"lr": 2.0}, tmp_path / "run", {})

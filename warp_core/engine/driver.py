@@ -75,16 +75,18 @@ class Engine(ABC):
             yield
 
     def room(self, store: Store, wanted: Sequence[Task], keep: Sequence[Task]) -> int:
-        """Bytes of disk that computing them will want at its largest."""
-        schedule = Schedule(store, wanted, keep)
+        """Bytes of disk that computing them will want at its largest, if the first to begin ends first."""
+        schedule, running = Schedule(store, wanted, keep), list[list[Task]]()
         there = peak = 0
-        while task := schedule.next():
-            done = [*schedule.passing(task), task]
-            there += sum(each.size for each in done)
-            peak = max(peak, there)
-            spent = schedule.settle(done)
+        while True:
+            while len(running) < self.workers and (task := schedule.next()):
+                running.append([*schedule.passing(task), task])
+                there += sum(each.size for each in running[-1])
+            if not running:
+                return peak
+            peak = max(peak, there + sum(each[-1].scratch for each in running))
+            spent = schedule.settle(running.pop(0))
             there -= sum(each.size for each in spent if each.name in schedule.names)
-        return peak + self.workers * max((task.scratch for task in schedule.tasks), default=0)
 
     def make(self, store: Store, wanted: Sequence[Task], keep: Sequence[Task]) -> None:
         """`compute`; raises what the first of the tasks that failed raised."""
@@ -146,6 +148,8 @@ def _finish(
     if isinstance(error, MessageOnly):
         place = progress.place(task) if isinstance(error, DiedError) else task.label
         error = type(error)(f"{place}: {error}")
+    elif error:
+        error.add_note(f"in: {task.label}")
     progress.running.remove(task)
     progress.finished += schedule.finish(task, error)
 

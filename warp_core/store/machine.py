@@ -15,9 +15,11 @@ PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 # They decide numbers too.
 MORE = (
     "engine/draw.py",
+    "engine/factors.py",
     "engine/loop.py",
     "engine/pieces.py",
     "engine/tape.py",
+    "store/adapter.py",
     "store/tensors.py",
 )
 LIBRARY = Path(__file__).resolve().parent.parent

@@ -33,12 +33,14 @@ from warp_core.store.files import (
     sealed_jsonl,
     sweep,
     verify,
+    write_text,
 )
 from warp_core.store.lease import held, holder
-from warp_core.store.machine import describe_machine
+from warp_core.store.machine import code_of_the_method, describe_machine
 
 WEIGHTS = "weights"
 STEPS = "steps.jsonl"
+CODE = "code"  # of the method, in a folder of work
 
 
 @dataclass(frozen=True)
@@ -193,36 +195,56 @@ class Store:
                 key: [self.read(one) for one in each] if isinstance(each, list) else self.read(each)
                 for key, each in task.inputs.items()
             }
+            code = self._begun_with(task) if task.steps else code_of_the_method()
             if task.steps:
                 folders["work"] = self._work(task)
             if task.way:
-                contexts = [partial(self._passed, each, start) for each in passing]
+                contexts = [partial(self._passed, each, start, code) for each in passing]
                 folders["passing"] = [
                     (p.arguments, c) for p, c in zip(passing, contexts, strict=True)
                 ]
-            with self._appearing(task, start) as out:
+            with self._appearing(task, start, code) as out:
                 task.make(out, **folders, **task.arguments, **task.hints)
             shutil.rmtree(self._work(task), ignore_errors=True)
 
     @contextmanager
-    def _appearing(self, task: Task, start: float) -> Iterator[Path]:
+    def _appearing(self, task: Task, start: float, code: str) -> Iterator[Path]:
         """The folder to fill with a result, which then appears with what it was made by."""
         sweep(self.folder, task.name)
         with appearing(self.path(task), task.size) as out:
             yield out
-            origin = describe_machine() | {"seconds": time.monotonic() - start}
+            origin = describe_machine() | {"code": code, "seconds": time.monotonic() - start}
             seal_json(out / "origin.json", origin | {"decides": task.decides})
 
     @contextmanager
-    def _passed(self, task: Task, start: float) -> Iterator[Path | None]:
+    def _passed(self, task: Task, start: float, code: str) -> Iterator[Path | None]:
         """`_appearing` for a result on the way of another; None where it is there already."""
         with self._locked(task.name):
             if self.has(task, task.weights):
                 yield None
             else:
-                with self._appearing(task, start) as out:
+                with self._appearing(task, start, code) as out:
                     yield out
                 shutil.rmtree(self._work(task), ignore_errors=True)
+
+    def _begun_with(self, task: Task) -> str:
+        """The code of the method by which its work began; that may not be today's."""
+        note = self._work(task) / CODE
+        if not note.is_file():
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_text(note, code_of_the_method())
+        return note.read_text()
+
+    def begun_by_other_code(self) -> list[str]:
+        """Names of tasks whose work has begun, and by other code than today's, or by unknown code."""
+        works, code = (self.folder / "unfinished").glob("*"), code_of_the_method()
+        notes = {work.name: work / CODE for work in works}
+        return [n for n, note in notes.items() if not note.is_file() or note.read_text() != code]
+
+    def forget(self, name: str) -> None:
+        """Remove the work that has begun on a task, unless somebody is at it."""
+        with suppress(Timeout), self._locked(name, 0):
+            shutil.rmtree(self.folder / "unfinished" / name, ignore_errors=True)
 
     def tidy(self) -> None:
         """Remove what killed processes had begun, and checkpoints of what is done."""
@@ -235,19 +257,27 @@ class Store:
                     shutil.rmtree(self.folder / "unfinished" / name, ignore_errors=True)
 
     def drop(self, task: Task) -> None:
-        """Remove weights that nothing will read, unless a run folder shows them."""
+        """Remove weights that nothing here will read, unless a run folder shows them."""
         weights = self.weights(task)
-        if weights.is_dir() and all(path.stat().st_nlink == 1 for path in weights.iterdir()):
-            with self._locked(task.name):
+        if not weights.is_dir():
+            return
+        with self._locked(task.name):  # another program may have dropped them meanwhile
+            if weights.is_dir() and all(path.stat().st_nlink == 1 for path in weights.iterdir()):
                 hidden = tempfile.mkdtemp(dir=self.folder, prefix=f".{task.name}-")
                 weights.rename(Path(hidden) / WEIGHTS)
-                shutil.rmtree(hidden)
+                shutil.rmtree(
+                    hidden, ignore_errors=True
+                )  # what is still read stays until the next sweep
 
     def show(self, task: Task, folder: Path) -> None:
         """Its weights at a place where people look for them: hard links, or copies without them.
 
         Raises DamagedError where they are not what was written; nothing need have read them since.
         """
+        with self._locked(task.name):
+            self._link(task, folder)
+
+    def _link(self, task: Task, folder: Path) -> None:
         source = self.weights(task)
         files = list(source.iterdir())
         verify(source, *(path.name for path in files if path.name != SUMS))

@@ -134,6 +134,7 @@ def open_run(params: Parameters, run_dir: Path, identity: dict[str, str]) -> Ite
     run_dir.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(run_dir / ".lock", timeout=PATIENCE):
+            check_run(params, run_dir, identity)  # again: who had it meanwhile may be another
             sweep(run_dir)
             if not (run_dir / "params.yaml").is_file():
                 about = {"layout": LAYOUT, "identity": identity}
