@@ -65,8 +65,8 @@ def wanted(study: Study) -> list[tuple[int | None, Point]]:
 def digests(study: Study) -> list[str]:
     """Of `wanted` rows, in their order, by the parameters that the study has now."""
     configs, asked = {arm: config_of(study, arm, 0) for arm in study.arms}, wanted(study)
-    of = [(*_training(study, seed, point), seed, point) for seed, point in asked]
-    return [_digest(configs[arm].model_copy(update={"seed": s}), *row) for arm, s, *row in of]
+    rows = zip([_training(study, *each) for each in asked], asked, strict=True)
+    return [_digest(configs[a].model_copy(update={"seed": s}), *row) for (a, s), row in rows]
 
 
 def _training(study: Study, seed: int | None, point: Point) -> tuple[str, int]:

@@ -61,12 +61,11 @@ def experiments_table(
     Args:
         params: of params.yaml, by name. rows: of the study of the seed report.
     """
-    sft = next((value(row, "reward") for row in rows if row["what"] == "sft"), None)
+    sft = [value(row, "reward") for row in rows if row["what"] == "sft"]
     table = []
     for name, one in summaries.items():
         of = params[name]
-        of_arm = [row for row in rows if row["arm"] == name and sft is not None]
-        gains = [value(row, "reward") - sft for row in of_arm]
+        gains = [value(row, "reward") - sft[0] for row in rows if sft and row["arm"] == name]
         cells = [
             label(name),
             power_text(of["lr"]),
