@@ -29,6 +29,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=FREE))
     monkeypatch.setattr(memory, "CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own_groups")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path / f"warp-core-memory-{os.getuid()}"
 
@@ -133,6 +134,34 @@ def cgroup(files):
 def test_a_containers_limit_counts(files, there, machine):
     cgroup(files)
     assert available_bytes() == there * GB
+
+
+JOB = {"slurm/job_7/" + name: size for name, size in V2.items()} | {"slurm/job_7/memory.stat": ""}
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "there"),
+    [
+        ("0::/slurm/job_7/step_0/task_0", JOB, 6),
+        ("0::/slurm/job_8", JOB, 100),
+        ("5:cpu,memory:/job_7", {f"memory/job_7/{k[7:]}": v for k, v in V1.items()}, 6),
+        ("0::/", V2 | {"memory.stat": ""}, 6),
+        ("0::/../../outside", V2 | {"memory.stat": ""}, 6),
+    ],
+)
+def test_the_limit_of_a_batch_systems_job_counts(own, files, there, machine):
+    memory.OWN_GROUPS.write_text(f"12:pids:/else\n{own}\n")
+    cgroup(files | ({"memory/job_7/memory.stat": ""} if "job_7" in own and "cpu" in own else {}))
+    assert available_bytes() == there * GB
+
+
+def test_a_child_that_ends_meanwhile_holds_nothing(machine, monkeypatch):
+    """And does not make its living parent's reservation another's."""
+    ended = psutil.Process()
+    monkeypatch.setattr(
+        ended, "memory_info", lambda: (_ for _ in ()).throw(psutil.NoSuchProcess(1))
+    )
+    assert memory._resident(ended) == 0
 
 
 def test_on_a_gpu_its_memory_counts(machine, monkeypatch):

@@ -392,7 +392,8 @@ def test_the_slurm_script_begins_a_cluster_and_its_lines_are_sbatchs(tmp_path):
     head = text[: text.index("set -euo pipefail")].splitlines()
     asked = [line.split() for line in head if line.startswith("#SBATCH")]
     known = {"job-name", "nodes", "ntasks-per-node", "cpus-per-task", "mem", "time", "output"}
-    assert {re.fullmatch(r"--([a-z-]+)=\S+", line[1])[1] for line in asked} == known
+    known |= {"exclusive"}
+    assert {re.fullmatch(r"--([a-z-]+)(=\S+)?", line[1])[1] for line in asked} == known
     assert all(len(line) == 2 for line in asked)
     assert "#SBATCH" not in text[text.index("set -euo pipefail") :]  # sbatch reads no further
     bin = tmp_path / ".venv/bin"
@@ -403,7 +404,7 @@ def test_the_slurm_script_begins_a_cluster_and_its_lines_are_sbatchs(tmp_path):
         (bin / name).chmod(0o755)
     (bin / "python").symlink_to(sys.executable)
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "x", "SLURM_NNODES": "2"}
-    job |= {"SLURM_CPUS_PER_TASK": "8"}
+    job |= {"SLURM_CPUS_PER_TASK": "8", "SLURM_MEM_PER_NODE": "32768"}
     ran = subprocess.run(
         [script, "-p", "name", "a b"],
         cwd=tmp_path,
@@ -412,7 +413,9 @@ def test_the_slurm_script_begins_a_cluster_and_its_lines_are_sbatchs(tmp_path):
         text=True,
     )
     start, command = ran.stdout.split(" -- ")
-    assert start.startswith("token 65 symmetric-run --address one:6379 --min-nodes 2 --num-cpus 8")
+    assert start.startswith(
+        "token 65 symmetric-run --address one:6379 --min-nodes 2 --num-cpus 8 --memory 26214400000 "
+    )
     assert command.startswith("env RAY_ADDRESS=one:6379 papermill notebooks/experiment.ipynb runs/")
     assert command.endswith("-p name a b\n")
     assert not [*(tmp_path / "runs").iterdir()]  # the token is gone

@@ -5,7 +5,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from warp_core.store.files import read_json, write_json
 GB = 1e9
 PROCESS = 500_000_000  # bytes: Python, torch and transformers
 LOGITS = 1 << 28  # of so many at a time two policies are compared
-CGROUP = Path("/sys/fs/cgroup")
+CGROUP, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -84,23 +84,38 @@ def needed_bytes(s: Sizes) -> int:
 
 
 def available_bytes() -> int:
-    """Memory that new tensors can have, on the GPU if there is one; a container's limit counts."""
+    """Memory that new tensors can have, on the GPU if there is one; the limits of a container or of a
+    batch system's job count."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
     available = psutil.virtual_memory().available
     for folder, limit, used, prefix in (
-        ("", "memory.max", "memory.current", ""),  # cgroup v2
-        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),  # v1
+        *((CGROUP / group, "memory.max", "memory.current", "") for group in _own_groups("")),  # v2
+        *(
+            (CGROUP / "memory" / group, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+            for group in _own_groups("memory")
+        ),
     ):
         try:
-            bound, now = (int((CGROUP / folder / name).read_text()) for name in (limit, used))
-            stat = (CGROUP / folder / "memory.stat").read_text()
+            bound, now = (int((folder / name).read_text()) for name in (limit, used))
+            stat = (folder / "memory.stat").read_text()
         except (OSError, ValueError):  # no such group, or "max": no limit
             continue
         # Files that were read are counted as used, and give way at once.
         files = re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", stat, re.MULTILINE)
         available = min(available, max(0, bound - now + sum(map(int, files))))
     return available
+
+
+def _own_groups(controller: str) -> list[Path]:
+    """This process's cgroup and those around it, below the controller's folder; "": of version 2."""
+    with suppress(OSError):
+        for line in OWN_GROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controller in controllers.split(","):
+                own = Path(path.lstrip("/"))
+                return [own, *own.parents]
+    return [Path()]  # a container's own folder is all that it sees
 
 
 def visible_gpus() -> list[str]:
@@ -132,7 +147,9 @@ def reserved(workers: int, each: int, places: int = 1, gpus: int = 1) -> Iterato
     folder.mkdir(mode=0o700, exist_ok=True)
     mine = folder / f"{os.getpid()}.json"
     with FileLock(folder / ".lock"):
-        of_place = max(0, available_bytes() - _outstanding(folder)) * gpus
+        # What a GPU has free says itself what others hold there.
+        outstanding = 0 if torch.cuda.is_available() else _outstanding(folder)
+        of_place = max(0, available_bytes() - outstanding) * gpus
         fit, there = of_place // each * places if each else workers, of_place * places
         if workers > fit:
             less = "a smaller batch_size or max_new_tokens helps"
@@ -159,8 +176,15 @@ def _outstanding(folder: Path) -> int:
             if process.create_time() != asked["started"]:  # another one, with its number
                 raise psutil.NoSuchProcess(process.pid)
             family = [process, *process.children(recursive=True)]
-            held = sum(each.memory_info().rss for each in family)
+            held = sum(map(_resident, family))
             total += max(0, asked["bytes"] - held)
         except (psutil.Error, OSError, ValueError, KeyError):  # it has ended or was killed
             path.unlink(missing_ok=True)
     return total
+
+
+def _resident(process: psutil.Process) -> int:
+    """Bytes that it holds; none where it has just ended."""
+    with suppress(psutil.NoSuchProcess):
+        return process.memory_info().rss
+    return 0
