@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn
@@ -127,8 +128,9 @@ def _executing(section: Section) -> Path:
 def _interrupt(child: subprocess.Popen[bytes]) -> None:
     """Ctrl-C for the notebook's kernel, whose runs then save what they have."""
     if child.poll() is None:
-        for process in psutil.Process(child.pid).children():
-            process.send_signal(signal.SIGINT)
+        with suppress(psutil.Error):  # it has just ended
+            for process in psutil.Process(child.pid).children():
+                process.send_signal(signal.SIGINT)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

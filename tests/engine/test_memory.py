@@ -267,6 +267,14 @@ def test_a_reservation_counts_until_its_process_or_a_child_has_taken_it_or_has_e
     assert not list(machine.glob("*.json"))
 
 
+def test_what_others_have_reserved_has_no_room_for_runs_of_this_program(holder, machine):
+    """So that as many as fit are not refused a moment later."""
+    runs = memory.fitting(25 * GB)
+    assert runs == 3  # of 100 GB, of which 4 are another's
+    with reserved(runs, 25 * GB):
+        pass
+
+
 def test_a_reservation_of_a_process_whose_number_another_one_has_now_does_not_count(machine):
     machine.mkdir()
     for number in (os.getpid(), os.getppid()):

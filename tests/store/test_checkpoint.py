@@ -11,6 +11,7 @@ import torch
 from warp_core.store.checkpoint import STATE, STEPS, Checkpoint
 from warp_core.store.errors import StorageError, TrainingError
 from warp_core.store.files import SUMS, read_jsonl, verify, write_jsonl
+from warp_core.store.signals import held_back
 
 
 def at(t):
@@ -234,3 +235,10 @@ def test_a_log_is_of_lines(tmp_path):
     write_jsonl(run.checkpoint.log, [{"step": 1}])
     run.checkpoint.append({"step": 2, "stopped": True})
     assert run.checkpoint.rows() == [{"step": 1}, {"step": 2, "stopped": True}]
+
+
+def test_a_signal_is_not_lost_where_what_it_waits_for_fails():
+    with pytest.raises(KeyboardInterrupt) as caught, held_back():
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError("said so")
+    assert isinstance(caught.value.__context__, ValueError)

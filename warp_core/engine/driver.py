@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -12,6 +13,7 @@ from warp_core.engine.schedule import Schedule
 from warp_core.store.errors import DiedError, Interrupted, MessageOnly
 from warp_core.store.files import make_room
 from warp_core.store.results import Store, Task
+from warp_core.store.signals import terminated_as_interrupted
 
 Look = Callable[[Progress], None]
 Ended = list[tuple[Task, BaseException | None]]
@@ -152,6 +154,21 @@ def _finish(
         error.add_note(f"in: {task.label}")
     progress.running.remove(task)
     progress.finished += schedule.finish(task, error)
+
+
+def made_here(store: Store, task: Task, passing: Sequence[Task]) -> Exception | None:
+    """What making it in this process raised; Ctrl-C ends it."""
+    try:
+        store.make(task, passing)
+    except Exception as error:
+        return error
+    return None
+
+
+def make_in_process(folder: Path, task: Task, passing: Sequence[Task], threads: int) -> None:
+    """Make it in a process of its own, which SIGTERM ends as Ctrl-C does."""
+    with terminated_as_interrupted(), threads_set(threads):
+        Store(folder).make(task, passing)
 
 
 @contextmanager

@@ -5,16 +5,23 @@ import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import torch
 from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor, process_executor
 
-from warp_core.engine.driver import Ended, Engine, Hands, Look, threads_set
+from warp_core.engine.driver import (
+    Ended,
+    Engine,
+    Hands,
+    Look,
+    made_here,
+    make_in_process,
+    threads_set,
+)
 from warp_core.engine.memory import fitting, reserved, visible_gpus
 from warp_core.store.errors import ConfigError, DiedError
 from warp_core.store.results import Store, Task
-from warp_core.store.signals import end_with_parent, terminated_as_interrupted
+from warp_core.store.signals import end_with_parent
 
 DIED = (
     "its process died; killed, or out of memory? The others are kept; the same command goes on from "
@@ -75,13 +82,8 @@ class _Here:
         self.store, self.threads, self.done = store, threads, Ended()
 
     def start(self, task: Task, passing: Sequence[Task]) -> None:
-        error = None
-        try:
-            with threads_set(self.threads):
-                self.store.make(task, passing)
-        except Exception as raised:
-            error = raised
-        self.done.append((task, error))
+        with threads_set(self.threads):
+            self.done.append((task, made_here(self.store, task, passing)))
 
     def ended(self) -> Ended:
         done, self.done = self.done, Ended()
@@ -107,7 +109,7 @@ class _Processes:
 
     def start(self, task: Task, passing: Sequence[Task]) -> None:
         process = self.free.pop()
-        call = process.submit(_make, self.folder, task, passing, self.threads)
+        call = process.submit(make_in_process, self.folder, task, passing, self.threads)
         self.busy[call] = process, task
 
     def ended(self) -> Ended:
@@ -166,9 +168,3 @@ def _begin(parent: int) -> None:
     end_with_parent(parent)
     # loky would end a process that has grown; ours keeps what it frees, for its next task.
     process_executor._USE_PSUTIL = False
-
-
-def _make(folder: Path, task: Task, passing: Sequence[Task], threads: int) -> None:
-    """In a process of its own."""
-    with terminated_as_interrupted(), threads_set(threads):
-        Store(folder).make(task, passing)

@@ -128,7 +128,7 @@ def visible_gpus() -> list[str]:
 
 def fitting(each: int, places: int = 1, gpus: int = 1) -> int:
     """How many runs side by side have memory, at least one a place, which has so many GPUs."""
-    return max(1, gpus * available_bytes() // each) * places if each else sys.maxsize
+    return max(1, gpus * _free(_reservations()) // each) * places if each else sys.maxsize
 
 
 @contextmanager
@@ -143,13 +143,11 @@ def reserved(workers: int, each: int, places: int = 1, gpus: int = 1) -> Iterato
     Raises ConfigError where they want more than there is, less what was asked for before and is not
     taken yet: two programs that start together must not both count the same bytes.
     """
-    folder = Path(tempfile.gettempdir()) / f"warp-core-memory-{os.getuid()}"
+    folder = _reservations()
     folder.mkdir(mode=0o700, exist_ok=True)
     mine = folder / f"{os.getpid()}.json"
     with FileLock(folder / ".lock"):
-        # What a GPU has free says itself what others hold there.
-        outstanding = 0 if torch.cuda.is_available() else _outstanding(folder)
-        of_place = max(0, available_bytes() - outstanding) * gpus
+        of_place = _free(folder) * gpus
         fit, there = of_place // each * places if each else workers, of_place * places
         if workers > fit:
             less = "a smaller batch_size or max_new_tokens helps"
@@ -164,6 +162,16 @@ def reserved(workers: int, each: int, places: int = 1, gpus: int = 1) -> Iterato
         yield
     finally:
         mine.unlink(missing_ok=True)
+
+
+def _reservations() -> Path:
+    return Path(tempfile.gettempdir()) / f"warp-core-memory-{os.getuid()}"
+
+
+def _free(folder: Path) -> int:
+    """Bytes that nobody holds or has reserved; what a GPU has free says that itself."""
+    reserved_there = 0 if torch.cuda.is_available() else _outstanding(folder)
+    return max(0, available_bytes() - reserved_there)
 
 
 def _outstanding(folder: Path) -> int:

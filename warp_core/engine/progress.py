@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from warp_core.store.files import read_json
-from warp_core.store.results import Store, Task
+from warp_core.store.files import read_jsonl
+from warp_core.store.results import STEPS, Store, Task
 
 SECONDS = 1.0  # between two looks
 LONGEST_LINE = 10_000  # bytes, of a log
@@ -62,14 +62,14 @@ def steps_of(log: Path) -> int:
             file.seek(max(0, os.fstat(file.fileno()).st_size - LONGEST_LINE))
             lines = file.read().split(b"\n")[-2:-1]  # what stands behind the last one is cut off
         return int(json.loads(lines[0])["step"]) if lines else 0
-    except OSError:  # not there, or not there any more
+    except (OSError, ValueError, KeyError):  # not there any more; or another machine is writing it
         return 0
 
 
 def seconds_a_step(store: Store) -> float | None:
-    """Of the runs that a store has: the median; None where there is none."""
-    origins = (read_json(path) for path in store.folder.glob("run-*/origin.json"))
-    known = [each["seconds"] / each["decides"]["training"]["steps"] for each in origins]
+    """Of the runs that a store has: the median of their medians; None where there is none."""
+    logs = (read_jsonl(path) for path in store.folder.glob(f"run-*/{STEPS}"))
+    known = [statistics.median(row["seconds"] for row in log) for log in logs if log]
     return statistics.median(known) if known else None
 
 

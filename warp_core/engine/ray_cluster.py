@@ -27,16 +27,16 @@ from ray.exceptions import (
     OutOfMemoryError,
     RayError,
     RayTaskError,
+    WorkerCrashedError,
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from warp_core.engine.driver import Ended, Engine, Hands, Look, threads_set
+from warp_core.engine.driver import Ended, Engine, Hands, Look, made_here, make_in_process
 from warp_core.engine.progress import steps_of
 from warp_core.store.errors import ConfigError, DiedError, MessageOnly
 from warp_core.store.files import make_room
 from warp_core.store.machine import PACKAGES, code_of_the_method
 from warp_core.store.results import Store, Task
-from warp_core.store.signals import terminated_as_interrupted
 
 TRIES = 3  # of a task whose process or machine dies, and which comes no further
 # Seconds: of an address, between two looks at the machines, of a mark.
@@ -278,12 +278,7 @@ class _Cluster:
         if task.reads:
             self._submit(_Call(task, passing))
             return
-        error = None
-        try:
-            self.store.make(task, passing)
-        except Exception as raised:
-            error = raised
-        self.done.append((task, error))
+        self.done.append((task, made_here(self.store, task, passing)))
 
     def _submit(self, call: _Call) -> None:
         name = call.task.label or call.task.kind
@@ -361,13 +356,14 @@ def _error_of(ref: ray.ObjectRef) -> Exception | None:
         )
     except NodeDiedError:
         return _Died("its machine died")
-    except RayError:
+    except WorkerCrashedError:
         return _Died("its process died, killed or out of memory")
+    except RayError as error:
+        return _Died(f"Ray could not run it: {str(error).partition(chr(10))[0]:.300}")
     return None
 
 
 def _make(cwd: Path, folder: Path, task: Task, passing: Sequence[Task], threads: int) -> None:
     """On a machine of the cluster."""
     os.chdir(cwd)
-    with terminated_as_interrupted(), threads_set(threads):
-        Store(folder).make(task, passing)
+    make_in_process(folder, task, passing, threads)

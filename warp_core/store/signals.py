@@ -15,10 +15,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def held_back() -> Iterator[None]:
     """Ctrl-C and SIGTERM wait until the block has ended."""
     came: list[int] = []
-    with _handled(lambda number, _: came.append(number)):
-        yield
-    if came:
-        signal.raise_signal(came[0])
+    try:
+        with _handled(lambda number, _: came.append(number)):
+            yield
+    finally:
+        if came:
+            signal.raise_signal(came[0])
 
 
 def terminated_as_interrupted() -> AbstractContextManager[None]:
