@@ -78,6 +78,51 @@ def _told(v: Verdict) -> str:
     return f"{v.effect}, {v.trainings}" if v.between else v.effect
 
 
+ADVICE = {  # by the comparison, what came of it -> what it means for who trains
+    "liti_above_trajectory": {
+        HOLDS: "Обучить дальше, чем нужно, и вернуться интерполяцией лучше, чем остановиться раньше, и "
+        "ничего не стоит",
+        ALIKE: "Остановиться раньше или обучить дальше и вернуться интерполяцией — одно и то же",
+        REFUTED: "Остановиться раньше лучше, чем обучить дальше и вернуться интерполяцией",
+    },
+    "four_against_one": {
+        HOLDS: "Запуски стоит сливать и на одной машине: фронт выше, чем у одного запуска с тем же числом "
+        "шагов",
+        ALIKE: "Слитые запуски заменяют один запуск с тем же числом шагов: на одной машине выигрыша нет, "
+        "на нескольких обучение короче в M раз",
+        REFUTED: "Один запуск с тем же числом шагов лучше слитых; слияние — для тех, у кого машин "
+        "несколько, а времени мало",
+    },
+    "slerp_above_lerp_at_equal_kl": {
+        HOLDS: "Сливать стоит SLERP: LERP ниже и при η больше 1",
+        ALIKE: "SLERP или LERP — дело вкуса: LERP с η больше 1 лежит на том же фронте",
+        REFUTED: "Сливать стоит LERP с η больше 1: SLERP ниже",
+    },
+    "second_iteration": {
+        HOLDS: "Вторая итерация поднимает фронт",
+        ALIKE: "Вторая итерация фронта почти не меняет",
+        REFUTED: "Вторая итерация опускает фронт",
+    },
+    "ema_above_sft": {
+        HOLDS: "Якорь EMA лучше якоря SFT и при равной KL",
+        ALIKE: "При равной KL всё равно, к чему отсчитывать штраф, к EMA или к SFT-модели: якорь решает "
+        "лишь, как далеко уйдёт запуск",
+        REFUTED: "При равной KL якорь SFT лучше якоря EMA",
+    },
+}
+
+
+def advice(found: Sequence[Verdict]) -> list[str]:
+    """What that means for who trains, as a Markdown list; of what cannot be told, nothing."""
+    by_name = {v.comparison.name: v for v in found}
+    lines = []
+    for name, by_word in ADVICE.items():
+        v = by_name[name]
+        if said := by_word.get(ALIKE if v.is_small else v.word):
+            lines.append(f"- {said} ({_told(v)}; [@study_{v.study.name}]).")
+    return lines or ["Пока ничего: обучений мало."]
+
+
 def counted(found: Sequence[Verdict]) -> str:
     """How many of the claims hold, do not, cannot be told."""
     words = {HOLDS: "подтверждено", REFUTED: "опровергнуто", ALIKE: "неразличимы стороны у"}

@@ -368,6 +368,23 @@ def further_tables(study: Study, rows: Sequence[Row]) -> dict[str, tuple[str, pd
     return {label: each for label, each in tables.items() if len(each[1])}
 
 
+def cost_sentence(rows: Sequence[Row]) -> str:
+    """How long four runs train on machines of their own, and one of as many steps; empty without both."""
+
+    def minutes(**keys: Any) -> float | None:
+        chains = [row["seconds"]["chain"] for row in rows if fits(row, keys)]
+        return float(np.median(chains)) / 60 if chains else None
+
+    merged = minutes(arm="merged", what="slerp", m=4, eta=1.0)
+    alone = minutes(arm="single", what="run", t=120, eta=1.0)
+    if merged is None or alone is None:
+        return ""
+    return (
+        f"Обучение четырёх запусков на отдельных машинах длится {number(merged, 1)} мин, одного запуска "
+        f"вчетверо длиннее — {number(alone, 1)} мин (медианы по обучениям; [@study_iterations:cost])."
+    )
+
+
 def cost_table(rows: Sequence[Row]) -> pd.DataFrame:
     """Minutes of training behind each end of a curve: of all runs, and of the longest chain, which is what
     as many machines as there are runs take."""

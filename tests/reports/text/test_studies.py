@@ -325,6 +325,28 @@ def test_every_outcome_has_a_first_sentence(project):
     assert "хотя и отличается" in first
 
 
+def test_what_it_means_follows_from_the_verdicts(project):
+    for above, said in (
+        (0.3, "Запуски стоит сливать"),
+        (0.0, "Слитые запуски заменяют один запуск"),
+    ):
+        lines = claims.advice(studies.verdicts(project(above)))
+        assert sum(said in line for line in lines) == 1
+        assert all(line.startswith("- ") and "[@study_" in line for line in lines)
+    for study in studies.load_studies():
+        study.path.unlink()
+    assert claims.advice(studies.verdicts(studies.load_studies())) == [
+        "Пока ничего: обучений мало."
+    ]
+
+
+def test_the_cost_of_merging_is_told_in_time_too(project):
+    iterations = next(study for study in project() if study.name == "iterations")
+    rows = studies.load_rows(iterations)
+    assert "длится 1,0 мин" in studies.cost_sentence(rows).replace("\u00a0", " ")
+    assert studies.cost_sentence([row for row in rows if row["arm"] != "merged"]) == ""
+
+
 def test_rows_of_other_parameters_are_not_shown(project):
     every = project(0.3)
     path = Path("params/studies.yaml")
