@@ -142,9 +142,11 @@ def small_curves(metrics: pd.DataFrame, title: str, shared_run_seed: bool) -> Ax
 
 def layer_angles(angles: Sequence[Mapping[str, Any]], ax: Axes) -> Axes:
     """Angle between the task vectors of runs 1 and 2 by transformer layer, a curve an iteration."""
+    lowest = 80.0
     for i, groups in enumerate(angles, start=1):
         layers = [matrix for group, matrix in groups.items() if group.rsplit(".", 1)[-1].isdigit()]
         degrees = [np.nan if m[0][1] is None else m[0][1] for m in layers]
+        lowest = np.nanmin([lowest, *degrees])
         ax.plot(
             degrees,
             color=COLORS[(i - 1) % len(COLORS)],
@@ -154,7 +156,7 @@ def layer_angles(angles: Sequence[Mapping[str, Any]], ax: Axes) -> Axes:
             linewidth=2.2 if i == 1 else 1.4,
         )
     ax.axhline(90, color=QUIET, linewidth=1, linestyle=":")
-    ax.set(xlabel="Номер слоя", ylabel="Угол между δ₁ и δ₂, градусы", ylim=(-5, 100))
+    ax.set(xlabel="Номер слоя", ylabel="Угол между δ₁ и δ₂, градусы", ylim=(lowest - 5, 95))
     above(ax)
     return ax
 

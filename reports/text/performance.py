@@ -178,7 +178,9 @@ def merge_table(results: Results) -> pd.DataFrame:
         for key, name in names.items()
         if key in case["rounds"][0]
     ]
-    return pd.DataFrame(rows, columns=["Веса", "Что", "Секунд: медиана (от–до)", "Память, МБ"])
+    return pd.DataFrame(
+        rows, columns=["Веса", "Что", "Секунд: медиана (от–до)", "Память, МБ: медиана"]
+    )
 
 
 def resume_table(results: Results) -> pd.DataFrame:
@@ -245,7 +247,7 @@ def conclusion(results: Results) -> list[str]:
             )
     memory = max(row["ours"]["memory_mb"] for row in merge["large_4"]["rounds"])
     line(
-        f"Память слияния {case_name(merge['large_4'])}: {memory:.0f} МБ",
+        f"Память слияния {case_name(merge['large_4'])}: не больше {memory:.0f} МБ ни в одном раунде",
         f"меньше {LARGE_MEMORY_MB} МБ",
         memory < LARGE_MEMORY_MB,
     )
