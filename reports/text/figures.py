@@ -162,7 +162,7 @@ def layer_angles(angles: Sequence[Mapping[str, Any]], ax: Axes) -> Axes:
 
 
 def front(summary: Mapping[str, Any], ax: Axes) -> Axes:
-    """The front over η in the plane of KL and reward, with standard errors, and the RL runs."""
+    """The front over η in the plane of KL and reward, with standard errors, the RL runs, and WARP."""
     points = summary["front"]
     means = [(p["kl"]["mean"], p["reward"]["mean"]) for p in points]
     ax.plot(*zip(*means, strict=True), "-", color=COLORS[0], label="фронт: SLERP, LITI с η")
@@ -172,6 +172,9 @@ def front(summary: Mapping[str, Any], ax: Axes) -> Axes:
         name = f"запуск {point['run']} последней итерации"
         style = {"color": COLORS[2], "marker": "^v<>"[k % 4], "markersize": 8, "label": name}
         _with_errors(ax, point, name, markerfacecolor=WHITE, **style)
+    warp = {"kl": summary["kl_warp_sft"], "reward": summary["warp_reward"]}
+    style = {"color": COLORS[3], "marker": "*", "markersize": 11, "label": "WARP-модель"}
+    _with_errors(ax, warp, "WARP-модель", **style)
     root_scale(ax, most=max(kl for kl, _ in means))
     ax.set_ylabel("Средняя награда, баллы")
     above(ax, columns=1)

@@ -30,10 +30,11 @@ def test_training_curves_have_a_line_a_run():
 
 def test_a_front_is_drawn_with_its_runs_and_without():
     runs = [front_point("run", m, 12.0) for m in (1, 2)]
-    with_runs = figures.front({"front": FRONT, "front_runs": runs}, figures.new_axes())
-    assert len(legend(drawn(with_runs))) == 3
-    without = figures.front({"front": FRONT, "front_runs": []}, figures.new_axes())
-    assert len(legend(drawn(without))) == 1
+    warp = summary(kl=4.0)
+    with_runs = figures.front(warp | {"front": FRONT, "front_runs": runs}, figures.new_axes())
+    assert len(legend(drawn(with_runs))) == 4
+    without = figures.front(warp | {"front": FRONT, "front_runs": []}, figures.new_axes())
+    assert set(legend(drawn(without))) == {"фронт: SLERP, LITI с η", "WARP-модель"}
     assert "запуск" not in "".join(legend(without))
 
 
