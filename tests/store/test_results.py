@@ -307,6 +307,21 @@ def test_weights_that_another_program_drops_meanwhile_are_nothing_to_drop(store,
     assert not store.has(FIRST, weights=True)
 
 
+def test_what_is_read_may_be_dropped_while_its_reader_waits(store, monkeypatch):
+    dropped, locked = [], store._locked
+
+    def late(name, seconds=-1):
+        if name == TASK.name and not dropped:
+            dropped.append(name)
+            Store(store.folder).drop(FIRST)
+        return locked(name, seconds)
+
+    monkeypatch.setattr(store, "_locked", late)
+    store.make(TASK)
+    assert dropped
+    assert store.has(TASK, weights=True)
+
+
 # Work that other code began
 
 

@@ -179,33 +179,38 @@ class Store:
     def make(self, task: Task, passing: Sequence[Task] = ()) -> None:
         """Compute the result if it or its weights are not there; one process at a time does.
 
-        What it reads is made first where it is missing: another program may have dropped it meanwhile.
+        What it reads is made first where it is missing: another program may have dropped it meanwhile,
+        while this one waited for its turn, say.
 
         Args:
             passing: tasks on its way, whose results are kept as it passes them.
         """
-        for each in task.reads:
-            if not self.has(each, each.weights):
-                self.make(each)
-        with self._locked(task.name):
-            if self.has(task, task.weights):
-                return
-            start = time.monotonic()
-            folders: dict[str, Any] = {
-                key: [self.read(one) for one in each] if isinstance(each, list) else self.read(each)
-                for key, each in task.inputs.items()
-            }
-            code = self._begun_with(task) if task.steps else code_of_the_method()
-            if task.steps:
-                folders["work"] = self._work(task)
-            if task.way:
-                contexts = [partial(self._passed, each, start, code) for each in passing]
-                folders["passing"] = [
-                    (p.arguments, c) for p, c in zip(passing, contexts, strict=True)
-                ]
-            with self._appearing(task, start, code) as out:
-                task.make(out, **folders, **task.arguments, **task.hints)
-            shutil.rmtree(self._work(task), ignore_errors=True)
+        while True:
+            for each in task.reads:
+                if not self.has(each, each.weights):
+                    self.make(each)
+            with self._locked(task.name):
+                if self.has(task, task.weights):
+                    return
+                if all(self.has(each, each.weights) for each in task.reads):
+                    self._compute(task, passing)
+                    return
+
+    def _compute(self, task: Task, passing: Sequence[Task]) -> None:
+        start = time.monotonic()
+        folders: dict[str, Any] = {
+            key: [self.read(one) for one in each] if isinstance(each, list) else self.read(each)
+            for key, each in task.inputs.items()
+        }
+        code = self._begun_with(task) if task.steps else code_of_the_method()
+        if task.steps:
+            folders["work"] = self._work(task)
+        if task.way:
+            contexts = [partial(self._passed, each, start, code) for each in passing]
+            folders["passing"] = [(p.arguments, c) for p, c in zip(passing, contexts, strict=True)]
+        with self._appearing(task, start, code) as out:
+            task.make(out, **folders, **task.arguments, **task.hints)
+        shutil.rmtree(self._work(task), ignore_errors=True)
 
     @contextmanager
     def _appearing(self, task: Task, start: float, code: str) -> Iterator[Path]:
