@@ -13,7 +13,7 @@ class Status:
     """What runs, how far it is, how long it takes."""
 
     def __init__(self) -> None:
-        self.began = self.shown = time.monotonic() - LINE_SECONDS
+        self.shown = time.monotonic() - LINE_SECONDS
         self.terminal = sys.stdout.isatty()
         self.start: tuple[float, int] | None = None  # of the pool: when, and what was done then
 

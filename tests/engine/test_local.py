@@ -19,7 +19,6 @@ from warp_core.engine.schedule import Schedule
 from warp_core.store.errors import ConfigError, DiedError, Interrupted, TrainingError
 from warp_core.store.files import append_jsonl, read_jsonl, write_text
 from warp_core.store.results import Store, Task
-from warp_core.store.signals import terminated_as_interrupted
 
 engines = pytest.mark.parametrize("workers", [1, 2])
 
@@ -171,7 +170,7 @@ def test_ctrl_c_reaches_all_that_run_and_says_where_they_stood(
     begun = [t.arguments["what"] for t in waiting[:workers]]
     threading.Thread(target=interrupt, args=(journal, begun, number), daemon=True).start()
     at = ", ".join(f"task {what} behind step 2" for what in begun)
-    with terminated_as_interrupted(), pytest.raises(Interrupted, match=f"stopped: {at}; all"):
+    with pytest.raises(Interrupted, match=f"stopped: {at}; all"):
         LocalEngine(workers).compute(store, waiting)
     assert sorted(calls(journal)) == sorted([*begun, *(f"{what} interrupted" for what in begun)])
     assert len(unfinished(store)) == workers

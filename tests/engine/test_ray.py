@@ -27,7 +27,6 @@ from warp_core.engine.tables import Entry, Table, complete, forecast
 from warp_core.store.errors import ConfigError, DiedError, Interrupted, TrainingError
 from warp_core.store.files import read_jsonl, sealed_json
 from warp_core.store.results import Store
-from warp_core.store.signals import terminated_as_interrupted
 from warp_core.warp import Experiment, run_warp
 
 # Ray reads it once, when it is imported.
@@ -373,10 +372,7 @@ def test_ctrl_c_ends_the_tasks_and_says_where_they_stood(connection, store, jour
     first = make_task(journal, "first")
     waiting = [make_task(journal, what, first, fault="waits", steps=3) for what in "ab"]
     threading.Thread(target=interrupt, args=(journal, ["a", "b"]), daemon=True).start()
-    with (
-        terminated_as_interrupted(),
-        pytest.raises(Interrupted, match="task a behind step 2, task b"),
-    ):
+    with pytest.raises(Interrupted, match="task a behind step 2, task b"):
         RayEngine().compute(store, waiting)
     assert {"a interrupted", "b interrupted"} <= {*calls(journal)}
     assert len(unfinished(store)) == 2

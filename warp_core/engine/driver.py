@@ -107,7 +107,7 @@ class Engine(ABC):
         Returns what tasks raised, by name; the others were computed, but for what needs such a one.
         Raises Interrupted on Ctrl-C or SIGTERM, when all have ended; a second one does not wait.
         """
-        with self.opened(store):
+        with self.opened(store), terminated_as_interrupted():
             store.tidy()
             schedule = Schedule(store, wanted, keep)
             schedule.drop_what_was_left(wanted)

@@ -90,8 +90,8 @@ class Table:
 def complete(tables: Sequence[Table], store: Store, name: str, engine: str = "local") -> None:
     """Compute the rows that are missing, in one pool: what tables share is computed once.
 
-    Raises BusyError, what `Engine.compute` raises, and at the end what a task raised; all else
-    has its row then.
+    Raises BusyError, what an engine's `resources` and `compute` raise, and at the end what a task
+    raised; all else has its row then.
     """
     shown, (missing, wanted, keep) = bar(name), _asked(tables)
 
