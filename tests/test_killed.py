@@ -73,14 +73,14 @@ RUN_FOLDER = [
 FRONT = [
     ("warp_core.folders.complete", 3),
     ("pathlib.Path.rename", r"merged-\w+/weights'"),  # its weights are dropped
-    ("shutil.rmtree", r"\.merged-[\w-]+',\), \{\}"),
+    ("shutil.rmtree", r"\.merged-[\w-]+',\), \{'ign"),
     ("warp_core.warp.front_summary", 1),
 ]
 MOMENTS = [*LINES_6_TO_9, *CHECKPOINT, *RESULTS, *MERGE, *EVALUATION, *RUN_FOLDER, *FRONT]
 DROPPING = [
     ("warp_core.store.results.Store.drop", r"kind='run'"),
     ("pathlib.Path.rename", r"run-\w+/weights'"),
-    ("shutil.rmtree", r"\.run-[\w-]+',\), \{\}"),
+    ("shutil.rmtree", r"\.run-[\w-]+',\), \{'ign"),
     ("warp_core.folders.policy_kl", 1),
 ]
 
