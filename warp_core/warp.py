@@ -97,11 +97,10 @@ class Experiment(Parts):
             places["warp" if i == last else f"iteration_{i}/liti"] = theta_init
         if self.config.lora_rank:  # the body, which the adapters need
             places["sft"] = self.theta_sft
-        result, every = (
-            (f"iteration_{last}/slerp", "warp", "sft"),
-            self.config.keep_weights == "all",
-        )
-        return {place: each for place, each in places.items() if every or place in result}
+        if self.config.keep_weights == "all":
+            return places
+        result = f"iteration_{last}/slerp", "warp", "sft"
+        return {place: each for place, each in places.items() if place in result}
 
     def show(self, store: Store, run_dir: Path) -> None:
         """Those of `shown` that are there."""

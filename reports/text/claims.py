@@ -50,8 +50,7 @@ def headline(found: Sequence[Verdict]) -> list[str]:
     """What a colleague would want to be told, in three sentences."""
     by_name = {v.comparison.name: v for v in found}
     four = by_name["four_against_one"]
-    small = four.is_small  # whether or not it is told from zero
-    though = " (хотя и отличается)" if small and four.word != ALIKE else ""
+    though = " (хотя и отличается)" if four.in_effect != four.word else ""
     liti, lerp, fourth, longer = (
         _said(by_name[name], by_word)
         for name, by_word in (
@@ -62,7 +61,7 @@ def headline(found: Sequence[Verdict]) -> list[str]:
         )
     )
     return [
-        f"{WORTH[ALIKE if small else four.word]}{though} ({_told(four)}).",
+        f"{WORTH[four.in_effect]}{though} ({_told(four)}).",
         f"{liti}; {lerp}.",
         "**В исходном отчёте слияние ничего не усредняло** (seed у запусков, судя по совпавшим кривым, был "
         f"один), а награда не зависела от текста. Здесь в его четвёртом эксперименте {fourth}; {longer}.",
@@ -118,7 +117,7 @@ def advice(found: Sequence[Verdict]) -> list[str]:
     lines = []
     for name, by_word in ADVICE.items():
         v = by_name[name]
-        if said := by_word.get(ALIKE if v.is_small else v.word):
+        if said := by_word.get(v.in_effect):
             lines.append(f"- {said} ({_told(v)}; [@study_{v.study.name}]).")
     return lines or ["Пока ничего: обучений мало."]
 

@@ -288,7 +288,7 @@ def by_experiment(
                 k == 1
             )
             for ax, values in (
-                (gain, [row["reward"]["mean"] - (sft or 0.0) for row in of_arm]),
+                (gain, [row["reward"]["mean"] - sft for row in of_arm] if sft is not None else []),
                 (kl, [row["kl"]["mean"] for row in of_arm]),
             ):
                 spread = x + 0.05 * (np.arange(len(values)) % 3 - 1)

@@ -90,6 +90,11 @@ class Verdict:
         return max(-self.between["low"], self.between["high"]) < SMALL
 
     @property
+    def in_effect(self) -> str:
+        """Its word, but for a difference that is told from zero and is none to speak of."""
+        return ALIKE if self.is_small else self.word
+
+    @property
     def trainings(self) -> str:
         """«обучений: 5», and of how many where some are still missing."""
         missing = f" из {self.of:g}" if len(self.by_seed) < self.of else ""

@@ -656,9 +656,8 @@ def pareto(studies: Mapping[str, Sequence[Row]]) -> Shown | None:
 def agreement(studies: Mapping[str, Sequence[Row]]) -> Shown | None:
     """The second judge's score against the reward: a dot a policy of the studies. None without any."""
     judged = [row for of in studies.values() for row in of if "judge" in row]
-    rows = {
-        (value(row, "reward"), value(row, "kl")): row for row in judged
-    }  # some are in two studies
+    # Once where two studies have it.
+    rows = {(value(row, "reward"), value(row, "kl")): row for row in judged}
     if len(rows) < 3:
         return None
     ax = new_axes(330, 270)
@@ -673,11 +672,9 @@ def agreement(studies: Mapping[str, Sequence[Row]]) -> Shown | None:
     return Shown([ax], "agreement", caption, data_of([*rows.values()], "reward", "judge"))
 
 
-ROW, WIDTH, EDGE = (
-    22,
-    160,
-    6,
-)  # of a row of the forest: height, width, margin beside what is drawn; units
+# Of a row of the forest, in its units: height, width, margin beside what is drawn.
+ROW, WIDTH, EDGE = 22, 160, 6
+ENDS = "low", "mean", "high"
 TINT = f"var(--c2, {GREEN})"
 
 
@@ -692,7 +689,7 @@ def forest(found: Sequence[Verdict], short: bool = False) -> str:
     shown = [by_name[name] for name in MAIN if name in by_name] if short else found
     of_rewards = [v for v in shown if v.comparison.measure == "reward"]
     reach = max((_reach(v) for v in of_rewards), default=0.0)
-    step = next(step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if 2.5 * step >= reach)
+    step = next((step for step in (0.1, 0.2, 0.5, 1, 2, 5) if 2.5 * step >= reach), 10)
     axis = "".join(
         f'<text x="{_x(at, reach):.0f}" y="14" style="text-anchor: middle">{decimal(at)}</text>'
         for at in (np.arange(-2, 3) * step).round(1).tolist()
@@ -702,19 +699,16 @@ def forest(found: Sequence[Verdict], short: bool = False) -> str:
     names = ["Утверждение", f"{scale}{axis}</svg>", "Разность [95\u00a0% ДИ]"]
     names += ["Вердикт"] if short else ["Обучений", "p", "Вердикт"]
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    rows = "".join(_forest_row(v, reach if v in of_rewards else _reach(v), short) for v in shown)
+    reaches = [reach if v.comparison.measure == "reward" else _reach(v) for v in shown]
+    rows = "".join(map(_forest_row, shown, reaches, [short] * len(shown)))
     kind = "forest short" if short else "forest"
     return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
 def _reach(v: Verdict) -> float:
     """How far from zero a row goes."""
-    return max(
-        map(abs, [*v.by_seed.values(), *(v.between[k] for k in v.between if k in ENDS)]), default=0
-    )
-
-
-ENDS = ("low", "mean", "high")
+    ends = [v.between[end] for end in ENDS] if v.between else []
+    return max(map(abs, [*v.by_seed.values(), *ends]), default=0.0)
 
 
 def _x(difference: float, reach: float) -> float:
@@ -756,7 +750,7 @@ def _interval(v: Verdict, reach: float) -> list[str]:
         for seed, each in v.by_seed.items()
     ]
     if v.between:
-        low, mean, high = (_x(v.between[key], reach) for key in ("low", "mean", "high"))
+        low, mean, high = (_x(v.between[end], reach) for end in ENDS)
         line = f"stroke: {color}; stroke-width: 2.5"
         parts.append(f'<path d="M{low:.1f} 11H{high:.1f}" style="{line}"/>')
         told = f"<title>{html.escape(v.effect)}</title>"

@@ -363,7 +363,7 @@ def test_each_process_has_a_group_of_gpus(task, store, journal, monkeypatch):
     monkeypatch.setattr("warp_core.engine.memory.available_bytes", lambda: 10)
     monkeypatch.setattr("warp_core.engine.memory._outstanding", lambda _: 0)  # of other programs
     engine = LocalEngine(gpus=2, each=15)
-    assert (engine.gpus, engine.workers) == (["a,b", "c,d"], 2)
+    assert (engine.shown, engine.workers) == (["a,b", "c,d"], 2)
     assert engine.compute(store, [task(what) for what in "xyz"]) == {}
     assert {row["gpu"] for row in read_jsonl(journal)} == {"a,b", "c,d"}
     with engine.reserved(2):

@@ -43,16 +43,36 @@ class Engine(ABC):
     """Computes tasks, so many side by side.
 
     Attributes:
-        workers: how many. Which threads each has follows from that and from the machines, not from what
-            else runs: bits may depend on them. An engine that asks machines knows both when it is `opened`.
-        each: bytes of memory that one wants.
-        look: called every second with the progress.
+        workers, threads: how many, and the threads of each. These follow from that and from the machines,
+            not from what else runs: bits may depend on them. An engine that asks machines knows both when
+            it is `opened`.
     """
 
-    workers = 1
+    workers = threads = 1
 
-    def __init__(self, look: Look, each: int) -> None:
-        self.look, self.each = look, each
+    def __init__(
+        self,
+        workers: int = 0,
+        useful: int = 0,
+        look: Look = lambda _: None,
+        each: int = 0,
+        gpus: int = 1,
+    ) -> None:
+        """
+        Args:
+            workers: so many; 0: as many as there is room for, but no more than are `useful` (0: all are).
+            look: called every second with the progress.
+            each: bytes of memory that one wants.
+            gpus: of each, where there are GPUs.
+
+        Raises ConfigError where that cannot be, and the engine knows it already.
+        """
+        self.asked, self.useful, self.look, self.each, self.gpus = workers, useful, look, each, gpus
+        self.plan()
+
+    def plan(self) -> None:
+        """Of workers and threads, what can be known before it is opened."""
+        return
 
     @abstractmethod
     def opened(self, store: Store) -> AbstractContextManager[None]:

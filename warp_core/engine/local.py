@@ -9,15 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor, process_executor
 
-from warp_core.engine.driver import (
-    Ended,
-    Engine,
-    Hands,
-    Look,
-    made_here,
-    make_in_process,
-    threads_set,
-)
+from warp_core.engine.driver import Ended, Engine, Hands, made_here, make_in_process, threads_set
 from warp_core.engine.memory import fitting, reserved, visible_gpus
 from warp_core.store.errors import ConfigError, DiedError
 from warp_core.store.results import Store, Task
@@ -37,29 +29,18 @@ class LocalEngine(Engine):
     other with it.
     """
 
-    def __init__(
-        self,
-        workers: int = 0,
-        useful: int = 0,
-        look: Look = lambda _: None,
-        each: int = 0,
-        gpus: int = 1,
-    ) -> None:
-        """So many workers; 0: as many as have GPUs, or one a core; but no more than are useful (0: all are,
-        and as many have a place as have memory).
-
-        Raises ConfigError where one has fewer GPUs than it is to have.
-        """
-        super().__init__(look, each)
+    def plan(self) -> None:
+        """Room is for as many as have GPUs, else for one a core; where all are useful, for as many as have
+        memory. ConfigError where one has fewer GPUs than it is to have."""
         there, cores = visible_gpus(), torch.get_num_threads()
-        if gpus > max(1, len(there)):
-            raise ConfigError(f"gpus: {gpus} given; this machine has {len(there)}")
-        self.gpus = [",".join(some) for some in zip(*[iter(there)] * gpus, strict=False)]
-        self.memory = each, len(self.gpus) or 1, gpus
-        self.workers = workers or len(self.gpus) or cores
-        if useful:
-            self.workers = min(self.workers, useful)
-        elif not workers:
+        if self.gpus > max(1, len(there)):
+            raise ConfigError(f"gpus: {self.gpus} given; this machine has {len(there)}")
+        self.shown = [",".join(some) for some in zip(*[iter(there)] * self.gpus, strict=False)]
+        self.memory = self.each, len(self.shown) or 1, self.gpus
+        self.workers = self.asked or len(self.shown) or cores
+        if self.useful:
+            self.workers = min(self.workers, self.useful)
+        elif not self.asked:
             self.workers = min(self.workers, fitting(*self.memory))
         self.threads = max(1, cores // self.workers)
 
@@ -72,7 +53,7 @@ class LocalEngine(Engine):
     def hands(self, store: Store, tasks: int) -> Hands:
         if self.workers == 1:
             return _Here(store, self.threads)
-        return _Processes(store, self.threads, min(self.workers, tasks), self.gpus)
+        return _Processes(store, self.threads, min(self.workers, tasks), self.shown)
 
 
 class _Here:

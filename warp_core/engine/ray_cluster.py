@@ -31,7 +31,7 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from warp_core.engine.driver import Ended, Engine, Hands, Look, made_here, make_in_process
+from warp_core.engine.driver import Ended, Engine, Hands, made_here, make_in_process
 from warp_core.engine.progress import steps_of
 from warp_core.store.errors import ConfigError, DiedError, MessageOnly
 from warp_core.store.files import make_room
@@ -69,20 +69,6 @@ class Machine:
 class RayEngine(Engine):
     """So many tasks of the cluster side by side, each with so many CPUs and, where it has some, GPUs."""
 
-    def __init__(
-        self,
-        workers: int = 0,
-        useful: int = 0,
-        look: Look = lambda _: None,
-        each: int = 0,
-        gpus: int = 1,
-    ) -> None:
-        """So many workers; 0: as many as the cluster has room for;
-        but no more than are useful, if that is not 0."""
-        super().__init__(look, each)
-        self.asked, self.useful, self.threads, self.gpus = workers, useful, 1, gpus
-        self.wants: dict[str, Any] = {}
-
     @contextmanager
     def opened(self, store: Store) -> Iterator[None]:
         """Connected; ConfigError where the machines have no room, or do not share what they must."""
@@ -93,10 +79,11 @@ class RayEngine(Engine):
             memory = 0 if gpus else self.each  # of a GPU, Ray knows none
             sizes = memory, gpus
             self.workers, self.threads = side_by_side(machines, self.asked, self.useful, *sizes)
-            self.wants = {"num_cpus": self.threads, "num_gpus": gpus, "memory": memory}
-            self.wants["runtime_env"] = {"env_vars": environment(self.threads)}
+            runtime_env = {"env_vars": environment(self.threads)}
+            sizes_of_one = {"num_cpus": self.threads, "num_gpus": gpus, "memory": memory}
+            self.wants = sizes_of_one | {"runtime_env": runtime_env}
             used = [machine for machine in machines if machine.room(self.threads, memory, gpus)]
-            check_shared(store.folder, used, self.wants["runtime_env"])
+            check_shared(store.folder, used, runtime_env)
             yield
 
     def hands(self, store: Store, tasks: int) -> Hands:

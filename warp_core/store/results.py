@@ -270,9 +270,8 @@ class Store:
             if weights.is_dir() and all(path.stat().st_nlink == 1 for path in weights.iterdir()):
                 hidden = tempfile.mkdtemp(dir=self.folder, prefix=f".{task.name}-")
                 weights.rename(Path(hidden) / WEIGHTS)
-                shutil.rmtree(
-                    hidden, ignore_errors=True
-                )  # what is still read stays until the next sweep
+                # What is still being read stays until the next sweep.
+                shutil.rmtree(hidden, ignore_errors=True)
 
     def show(self, task: Task, folder: Path) -> None:
         """Its weights at a place where people look for them: hard links, or copies without them.
