@@ -19,8 +19,6 @@ from warp_core.store.files import sealed_json
 from warp_core.store.machine import code_of_the_method
 from warp_core.store.results import Store
 
-RESULTS = ("<!-- results, by `make publish` -->", "<!-- end of results -->")  # in README
-
 
 def compile_report(project: Project) -> str:
     """The page, from what has been executed. Raises ReportError."""
@@ -67,17 +65,21 @@ def first_sentences(project: Project) -> list[str]:
 
 
 def with_results(readme: str, project: Project) -> str:
-    """README with its table of results made anew, between its two marks."""
+    """README with its tables made anew."""
     from reports.text import comparison, studies  # with torch, which no other build waits for
+    from reports.text import readme as tables
     from reports.text.statistics import load_study
 
     names = [s.id for s in project.stage("experiments") if isinstance(s.config, WarpConfig)]
     summaries = comparison.load_summaries(project.runs, sorted(names))
     params = {name: load_params(project.runs / name / "params.yaml") for name in summaries}
     rows = studies.load_rows(load_study("params/study_seed_report.yaml"))
-    table = comparison.readme_table(comparison.experiments_table(summaries, params, rows))
-    before, _, rest = readme.partition(RESULTS[0])
-    return f"{before}{RESULTS[0]}\n{table}\n{RESULTS[1]}{rest.partition(RESULTS[1])[2]}"
+    experiments = comparison.experiments_table(summaries, params, rows)
+    claims = studies.verdicts(studies.load_studies())
+    return tables.with_tables(
+        readme,
+        {"claims": tables.claims_table(claims), "results": tables.experiments_table(experiments)},
+    )
 
 
 def _outputs(project: Project, name: str) -> Iterator[Mapping[str, Any]]:

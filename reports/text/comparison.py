@@ -85,24 +85,6 @@ def experiments_table(
     return pd.DataFrame(table, columns=columns)
 
 
-README_COLUMNS = {  # of `experiments_table`: what README calls them
-    "Опыт": "experiment",
-    "Прирост награды": "gain in reward",
-    "KL(sft‖warp)": "KL(sft‖warp)",
-    "KL(warp‖sft)": "KL(warp‖sft)",
-    "Прирост по обучениям (их число)": "gain over trainings (how many)",
-}
-
-
-def readme_table(table: pd.DataFrame) -> str:
-    """`experiments_table` as README has it: some columns, Markdown, decimal points."""
-    rows = [[*README_COLUMNS.values()], ["---"] * len(README_COLUMNS)]
-    for row in table[[*README_COLUMNS]].itertuples(index=False):
-        name, *cells = (str(cell).replace("\u00a0", " ") for cell in row)
-        rows.append([name.replace(", контроль", " control"), *(c.replace(",", ".") for c in cells)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def seed_comparison(summaries: Summaries) -> pd.DataFrame:
     """Ours beside the seed report's figures, a row an experiment."""
     rows = []

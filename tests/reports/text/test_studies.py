@@ -1,6 +1,7 @@
 """Verdicts, tables, figures and first sentences of studies, from rows that nobody measured."""
 
 import itertools
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reports.text import claims, studies, study_figures
+from reports.text import claims, readme, studies, study_figures
 from reports.text.figures import figure_of
 from reports.text.statistics import comparisons, load_study
 from reports.text.svg import svg_text
@@ -162,6 +163,24 @@ def test_tables_are_the_rows(project):
         assert "обучений" in studies.question(study, rows).lower()
     assert studies.mean_text([1.0, 2.0, 3.0], 2) == "2,00\u00a0±\u00a00,58"
     assert studies.mean_text([1.234], 2) == "1,23"
+
+
+def test_readme_has_the_claims_that_the_report_begins_with_in_english(project):
+    found = studies.verdicts(project(0.3))
+    _, _, *lines = readme.claims_table(found).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len(cells) == len(studies.MAIN)
+    four = named(found)["four_against_one"]
+    mean, low, high = (f"{four.between[key]:.2f}" for key in ("mean", "low", "high"))
+    assert cells[0][2:] == [f"{mean} [{low} to {high}]", "8", "holds"]
+    assert [cell[0].endswith("•") for cell in cells].count(True) == 6
+    assert not re.search("[а-яё]", "".join(lines), re.IGNORECASE)
+
+
+def test_readme_says_how_many_trainings_are_missing(project):
+    found = studies.verdicts(project(names=[]))
+    for line in readme.claims_table(found).splitlines()[2:]:
+        assert re.search(r"\| — \| 0 of \d \| too few trainings \|$", line)
 
 
 def test_the_lemmas_are_checked_on_the_weights_that_were_measured(project):
