@@ -14,8 +14,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from reports.build.plan import CONFIGS, load_project, parameters_of
-from reports.build.report import RESULTS
+from reports.text.readme import marks
 from reports.text.statistics import load_study
+from reports.text.studies import MAIN
 from warp_core.config import WarpConfig, load_params
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -318,12 +319,19 @@ def test_the_results_in_the_readme_are_the_reports() -> None:
     if not found:
         pytest.skip("reports/warp_report.html is of an older layout; `make publish` makes it anew")
     in_page = [re.findall(r"<t[dh]\b[^>]*>(.*?)</t[dh]>", row) for row in shown.split("<tr>")[2:8]]
-    table = README.partition(RESULTS[0])[2].partition(RESULTS[1])[0]
-    in_readme = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in table.split("\n")
-    ]
-    rows = [row for row in in_readme if row[0][:1].isdigit()]
+    rows = readme_table("results")
     assert [row[0] for row in rows] == ["1", "1 control", "2", "3", "4", "4 control"]
     for (name, *numbers), cells in zip(rows, in_page, strict=True):
         assert name.replace(" control", ", контроль") == cells[0]
         assert [number.replace(".", ",") for number in numbers] == cells[4:8]
+    claims = readme_table("claims")
+    assert len(claims) == len(MAIN)
+    for _, _, effect, *_ in claims:
+        assert effect.replace(".", ",").replace(" to ", "; ") in page
+
+
+def readme_table(name: str) -> list[list[str]]:
+    """Its rows, without those of its head."""
+    begin, end = marks(name)
+    lines = README.partition(begin)[2].partition(end)[0].strip().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]

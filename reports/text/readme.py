@@ -45,12 +45,17 @@ WORDS = {
 }
 
 
+def marks(name: str) -> tuple[str, str]:
+    """Between which README has a table."""
+    return f"<!-- {name}, by `make publish` -->", f"<!-- end of {name} -->"
+
+
 def with_tables(readme: str, tables: Mapping[str, str]) -> str:
     """README with its tables made anew, by name. Raises ConfigError where one has no place in it."""
     for name, table in tables.items():
-        mark, end = f"<!-- {name}, by `make publish` -->", f"<!-- end of {name} -->"
+        mark, end = marks(name)
         if not 0 <= readme.find(mark) < readme.find(end):
-            raise ConfigError(f"README.md: {mark} and, behind it, {end} are needed around its table")
+            raise ConfigError(f"README.md: {mark} and {end} are needed around its table")
         before, _, rest = readme.partition(mark)
         readme = f"{before}{mark}\n{table}\n{end}{rest.partition(end)[2]}"
     return readme

@@ -17,7 +17,7 @@ def test_a_table_stands_between_its_marks():
 
 @pytest.mark.parametrize("damaged", ["", README.replace("<!-- end", "<!-- the end"), README[40:]])
 def test_a_readme_without_a_place_for_it_is_refused(damaged):
-    with pytest.raises(ConfigError, match=r"<!-- a, by `make publish` --> and, behind it"):
+    with pytest.raises(ConfigError, match=r"<!-- a, by `make publish` --> and <!-- end of a -->"):
         readme.with_tables(damaged, {"a": "| new |"})
 
 
