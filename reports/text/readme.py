@@ -63,10 +63,9 @@ def with_tables(readme: str, tables: Mapping[str, str]) -> str:
 
 def experiments_table(table: pd.DataFrame) -> str:
     """`comparison.experiments_table`: some of its columns."""
-    rows = [
-        [str(cell).replace(", контроль", " control") for cell in row]
-        for row in table[[*EXPERIMENTS]].itertuples(index=False)
-    ]
+    rows = []
+    for name, *cells in table[[*EXPERIMENTS]].itertuples(index=False):
+        rows.append([name.replace(", контроль", " control"), *map(_pointed, cells)])
     return _markdown([*EXPERIMENTS.values()], rows)
 
 
@@ -76,14 +75,18 @@ def claims_table(found: Sequence[Verdict]) -> str:
     rows = []
     for name in MAIN:
         v, (claim, source) = by_name[name], CLAIMS[name]
-        effect = v.effect_alone.replace("; ", " to ") if v.between else "—"
+        effect = _pointed(v.effect_alone).replace("; ", " to ") if v.between else "—"
         n = v.trainings.removeprefix("обучений: ").replace("из", "of")
         mark = f"{NBSP}•" if v.comparison.primary else ""
         rows.append([claim + mark, source, effect, n, WORDS[v.word]])
     return _markdown(["claim", "from", "difference", "trainings", "verdict"], rows)
 
 
+def _pointed(cell: str) -> str:
+    """Numbers with decimal points."""
+    return cell.replace(",", ".")
+
+
 def _markdown(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """With decimal points."""
-    lines = [names, ["---"] * len(names), *([c.replace(",", ".") for c in row] for row in rows)]
+    lines = [names, ["---"] * len(names), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace(NBSP, " ")

@@ -173,6 +173,7 @@ def test_readme_has_the_claims_that_the_report_begins_with_in_english(project):
     four = named(found)["four_against_one"]
     mean, low, high = (f"{four.between[key]:.2f}" for key in ("mean", "low", "high"))
     assert cells[0][2:] == [f"{mean} [{low} to {high}]", "8", "holds"]
+    assert cells[3][0] == "SLERP is above LERP at λ = 0.5, whatever the KL •"
     assert [cell[0].endswith("•") for cell in cells].count(True) == 6
     assert not re.search("[а-яё]", "".join(lines), re.IGNORECASE)
 
