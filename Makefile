@@ -59,7 +59,7 @@ study: $(NEEDED)
 	@$(BIN)/python -m reports.build.studies params/study_$(NAME).yaml --engine $(ENGINE) $(ARGS)
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 torture: .venv/.dev
 	PYTHONPATH=tests $(BIN)/python -m torture
