@@ -1,4 +1,4 @@
-"""Rewards and KLs of policies, text statistics, and their standard errors.
+"""Rewards and KLs of policies, and their standard errors.
 
 KL(p‖q) is in nats per completion: at each token of completions sampled from p the exact KL over the
 whole vocabulary, summed over the completion (the Rao-Blackwellised estimate: never negative, far less

@@ -73,11 +73,11 @@ def slerp(
 ) -> dict[str, Tensor]:
     """SLERP of the task vectors, added to θ_init; for M > 2 the recursion of Eq. 26.
 
-    Parallel or zero task vectors have no angle; they are interpolated linearly, which is the limit.
+    Parallel task vectors are interpolated linearly, which is the limit; so is one that is zero.
 
     Args:
-        thetas: M ≥ 1 of them; M = 1 gives θ¹.
-        lam: weight of the second of two; None: 1/M.
+        thetas: M ≥ 1 of them; M = 1 gives θ¹. Their order counts where M > 2.
+        lam: λ of the second of two; None: 1/m at step m of the recursion.
         granularity: what shares an angle.
 
     Raises MergeError where names, shapes or integers differ, a weight is not finite, two task vectors
@@ -264,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("theta_init", type=Path)
     parser.add_argument("thetas", type=Path, nargs="+", metavar="run")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--lam", type=float, help="weight of the second of two; else 1/M each")
+    parser.add_argument("--lam", type=float, help="λ of the second of two; else 1/m at step m")
     parser.add_argument("--granularity", choices=get_args(Granularity), default="layer")
     parser.add_argument("--eta", type=float, default=1.0, help="LITI: 1 is the merge itself")
     parser.add_argument("--method", choices=get_args(Method), default="slerp")

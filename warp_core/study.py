@@ -55,7 +55,7 @@ def wanted(study: Study) -> list[tuple[int | None, Point]]:
     rows: dict[str, tuple[int | None, Point]] = {"": (None, Point())}
     for each in (Points(**policies) for policies in study.policies):
         c, seeds = config_of(study, each.arm, study.seeds[0]), study.seeds[: each.seeds or None]
-        if said := each.beyond(c.iterations, c.runs, c.steps):
+        if said := each.beyond(c.iterations, c.runs, c.steps, c.max_kl):
             raise ConfigError(f"{study.name}: policies of arm {each.arm!r}: {said}")
         for point in each.points(c.iterations, c.runs, c.steps):
             rows |= {f"{seed} {point.model_dump_json()}": (seed, point) for seed in seeds}
@@ -105,7 +105,7 @@ def _entry(study: Study, seed: int | None, point: Point, e: Experiment) -> Entry
     label = f"{point.what} {point.arm}" if point.arm else "SFT"
     evaluation = e.evaluation(policy, label)
     tasks = [evaluation, e.of_sft, *([e.judged(evaluation)] if e.config.judge else [])]
-    geometric = len(runs) > 1 and point.eta == point.iteration == 1 and not e.config.lora_rank
+    geometric = len(runs) > 1 and (point.iteration, point.eta) == (1, 1) and not e.config.lora_rank
     if geometric:
         inputs = {"theta_init": e.theta_sft, "thetas": [*runs, policy]}
         tasks.append(Task("geometry", geometry, {}, inputs, label=f"{label}, geometry"))

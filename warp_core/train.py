@@ -1,8 +1,8 @@
 """Lines 4 to 10 of Algorithm 1: one RL run, asked for a step at a time.
 
 Whoever asks loops, saves, logs, stops and shows; a run knows nothing of files. Where it departs from
-the page: nothing but Adam's warm-up and, if asked for, a leave-one-out baseline and a fixed SFT
-anchor. There is one gradient step for each batch, so no ratio and no trust region; dropout is off.
+the page, if asked for: warm-up, a leave-one-out baseline, a fixed SFT anchor, clipping, a penalty for no
+stop token, bf16. There is one gradient step for each batch, so no ratio, no trust region; dropout is off.
 """
 
 import itertools
@@ -41,7 +41,7 @@ class Run:
     Args:
         policy: θ^m, at θ_init.
         anchor: what the KL is measured to: θ_ema^m, a copy of θ_init; or θ_sft, which stays.
-        reward: r, from prompt + completion as one text.
+        reward: r, from prompt + completion as one text, or as a conversation.
         seed: of the sampling and of the order of the prompts.
         theta_ema: weights that follow by EMA; None: the anchor's, if it is no θ_sft.
     """
@@ -81,8 +81,8 @@ class Run:
         """Lines 6 to 8 up to the gradient; no weight is changed.
 
         Returns the step's metrics: step, objective (mean r_β), reward, kl_anchor (nats per completion,
-        sampled), lr, grad_norm, tokens, and the shares of completions without a stop token (unfinished),
-        that are the most frequent one (same: 1/B where all differ), and without a word (empty).
+        sampled), lr, grad_norm (before clipping), tokens, and the shares of completions without a stop
+        token (unfinished), that are the most frequent one (same: 1/B where all differ), and empty.
 
         Raises TrainingError where a logit, a reward, the loss or the gradient is not finite.
         """

@@ -2,69 +2,96 @@
 
 from collections.abc import Mapping, Sequence
 
-from reports.text.studies import ALIKE, HOLDS, NONE, REFUTED, SMALL, UNKNOWN, Verdict
-from reports.text.words import lowered, number
+import pandas as pd
+
+from reports.text.studies import ALIKE, HOLDS, LITTLE, NONE, REFUTED, SMALL, UNKNOWN, Verdict
+from reports.text.words import decimal, lowered, nats
 
 FRONTS = "при равной KL фронт четырёх слитых запусков"
 WORTH = {
     HOLDS: f"**Слияние окупается**: {FRONTS} выше фронта одного запуска вчетверо длиннее",
+    LITTLE: f"**Слияние окупается, но мало**: {FRONTS} чуть выше фронта одного запуска вчетверо длиннее",
     REFUTED: f"**Слияние проигрывает**: {FRONTS} ниже фронта одного запуска вчетверо длиннее",
-    ALIKE: f"**Слияние — способ обучать параллельно**: {FRONTS} отличается от фронта одного запуска "
-    f"вчетверо длиннее меньше чем на {number(SMALL, 0.1)} балла",
+    ALIKE: f"**Слияние — способ обучать параллельно**: {FRONTS} неотличим от фронта одного запуска "
+    "вчетверо длиннее",
     UNKNOWN: f"**Окупается ли слияние, по этим обучениям не сказать**: {FRONTS} против фронта одного "
     "запуска вчетверо длиннее",
-    NONE: "**Окупается ли слияние, пока неизвестно**: четыре слитых запуска против одного запуска вчетверо "
-    "длиннее",
+    NONE: "**Окупается ли слияние, ещё не вычислено**: четыре слитых запуска и один вчетверо длиннее",
+}
+WHOLE = {
+    HOLDS: "WARP целиком (I = 4, M = 2) выше одного запуска в 8 раз длиннее",
+    LITTLE: "WARP целиком (I = 4, M = 2) чуть выше одного запуска в 8 раз длиннее",
+    REFUTED: "WARP целиком (I = 4, M = 2) ниже одного запуска в 8 раз длиннее",
+    ALIKE: "WARP целиком (I = 4, M = 2) неотличим от одного запуска в 8 раз длиннее",
+    UNKNOWN: "окупается ли WARP целиком (I = 4, M = 2), не сказать",
+    NONE: "окупается ли WARP целиком, ещё не вычислено",
 }
 ABOVE = {
     HOLDS: "**Фронт LITI лежит выше траектории того же запуска** при равной KL",
+    LITTLE: "**Фронт LITI лежит чуть выше траектории того же запуска** при равной KL",
     REFUTED: "**Фронт LITI лежит ниже траектории того же запуска** при равной KL",
     ALIKE: "**Фронт LITI и траектория того же запуска неразличимы** при равной KL",
     UNKNOWN: "**Выше ли при равной KL фронт LITI траектории того же запуска, не сказать**",
-    NONE: "**Лежит ли фронт LITI выше траектории того же запуска, пока неизвестно**",
+    NONE: "**Лежит ли фронт LITI выше траектории того же запуска, ещё не вычислено**",
 }
 BY_LERP = {
     HOLDS: "SLERP при равной KL выше LERP",
+    LITTLE: "SLERP при равной KL чуть выше LERP",
     REFUTED: "SLERP при равной KL ниже LERP",
     ALIKE: "SLERP и LERP при равной KL неразличимы",
     UNKNOWN: "лучше ли SLERP, чем LERP, при равной KL, не сказать",
-    NONE: "лучше ли SLERP, чем LERP, при равной KL, пока неизвестно",
+    NONE: "лучше ли SLERP, чем LERP, при равной KL, ещё не вычислено",
+}
+BY_ANCHOR = {
+    HOLDS: "якорь EMA — выше якоря SFT",
+    LITTLE: "якорь EMA — чуть выше якоря SFT",
+    REFUTED: "якорь EMA — ниже якоря SFT",
+    ALIKE: "якоря EMA и SFT — тоже",
+    UNKNOWN: "лучше ли якорь EMA, чем SFT, не сказать",
+    NONE: "лучше ли якорь EMA, чем SFT, ещё не вычислено",
 }
 FOURTH = {
-    HOLDS: "награда WARP-модели, как и там, ниже, чем у SFT-модели",
-    REFUTED: "награда WARP-модели, вопреки ему, выше, чем у SFT-модели",
-    ALIKE: "награды WARP- и SFT-моделей неразличимы",
-    UNKNOWN: "выше ли награда WARP-модели, чем SFT-модели, по этим обучениям не сказать",
-    NONE: "ниже ли награда WARP-модели, чем у SFT-модели, пока неизвестно",
+    HOLDS: "в его четвёртом эксперименте награда WARP-модели, как и там, ниже, чем у SFT-модели",
+    LITTLE: "в его четвёртом эксперименте награда WARP-модели чуть ниже, чем у SFT-модели",
+    REFUTED: "в его четвёртом эксперименте награда WARP-модели, вопреки ему, выше, чем у SFT-модели",
+    ALIKE: "в его четвёртом эксперименте награды WARP- и SFT-моделей неразличимы",
+    UNKNOWN: "выросла ли награда в его четвёртом эксперименте, по этим обучениям не сказать",
+    NONE: "растёт ли награда в его четвёртом эксперименте, ещё не вычислено",
 }
 LONGER = {
-    HOLDS: "при T = 30 она выше, чем при T = 10",
-    REFUTED: "при T = 30 она ниже, чем при T = 10",
-    ALIKE: "при T = 30 и T = 10 она неразличима",
-    UNKNOWN: "выше ли она при T = 30, чем при T = 10, не сказать",
-    NONE: "выше ли она при T = 30, чем при T = 10, пока неизвестно",
+    HOLDS: "при T = 30 награда выше, чем при T = 10",
+    LITTLE: "при T = 30 награда чуть выше, чем при T = 10",
+    REFUTED: "при T = 30 награда ниже, чем при T = 10",
+    ALIKE: "при T = 30 и T = 10 награда неразличима",
+    UNKNOWN: "выше ли награда при T = 30, чем при T = 10, не сказать",
+    NONE: "выше ли она при T = 30, чем при T = 10, ещё не вычислено",
 }
 
 
 def headline(found: Sequence[Verdict]) -> list[str]:
     """What a colleague would want to be told, in three sentences."""
     by_name = {v.comparison.name: v for v in found}
-    four = by_name["four_against_one"]
-    though = " (хотя и отличается)" if four.in_effect != four.word else ""
-    liti, lerp, fourth, longer = (
+    liti, on = by_name["liti_above_trajectory"], by_name["long_run_goes_on"]
+    worth, whole, lerp, anchor, fourth, longer = (
         _said(by_name[name], by_word)
         for name, by_word in (
-            ("liti_above_trajectory", ABOVE),
+            ("four_against_one", WORTH),
+            ("four_iterations_against_one", WHOLE),
             ("slerp_above_lerp_at_equal_kl", BY_LERP),
+            ("ema_above_sft", BY_ANCHOR),
             ("fourth_is_worse", FOURTH),
             ("t30_gains", LONGER),
         )
     )
+    further = ""
+    if on.word == HOLDS:
+        further = f"; дальше по KL доходит один запуск: при η = 1 его награда выше на {on.effect}"
     return [
-        f"{WORTH[four.in_effect]}{though} ({_told(four)}).",
-        f"{liti}; {lerp}.",
+        f"{worth}{further}; {whole}.",
+        f"{_said(liti, ABOVE)}{_along(liti)}; {lerp}; {anchor}.",
         "**В исходном отчёте слияние ничего не усредняло** (seed у запусков, судя по совпавшим кривым, был "
-        f"один), а награда не зависела от текста. Здесь в его четвёртом эксперименте {fourth}; {longer}.",
+        "один), а награда, судя по совпадению до пятого знака, не зависела от текста. "
+        f"Здесь {fourth}; {longer}.",
     ]
 
 
@@ -73,40 +100,62 @@ def _said(v: Verdict, by_word: Mapping[str, str]) -> str:
 
 
 def _told(v: Verdict) -> str:
-    """Its effect and on how many trainings it rests."""
-    return f"{v.effect}, {v.trainings}" if v.between else v.effect
+    """Its effect, where, and on how many trainings it rests."""
+    where = f" при KL {v.kls} ната" if v.kls else ""
+    return f"{v.effect}{where}, {v.trainings}" if v.between else v.effect
+
+
+def _along(v: Verdict) -> str:
+    """How a difference changes along the curves; empty where it is known at fewer than two KLs."""
+    told = [(kl, text) for kl, text in v.along.items() if text]
+    if len(told) < 2:
+        return ""
+    (first, begin), (last, end) = told[0], told[-1]
+    return f": {begin} при KL {first} {nats(first)}, {end} при {last}"
 
 
 ADVICE = {  # by the comparison, what came of it -> what it means for who trains
     "liti_above_trajectory": {
-        HOLDS: "Обучить дальше, чем нужно, и вернуться интерполяцией лучше, чем остановиться раньше, и "
-        "ничего не стоит",
+        HOLDS: "Если лишние шаги по карману, обучить дальше и вернуться интерполяцией лучше, чем "
+        "остановиться раньше: сама интерполяция обучения не требует, лишние шаги требуют",
         ALIKE: "Остановиться раньше или обучить дальше и вернуться интерполяцией — одно и то же",
         REFUTED: "Остановиться раньше лучше, чем обучить дальше и вернуться интерполяцией",
     },
     "four_against_one": {
         HOLDS: "Запуски стоит сливать и на одной машине: фронт выше, чем у одного запуска с тем же числом "
         "шагов",
-        ALIKE: "Слитые запуски заменяют один запуск с тем же числом шагов: на одной машине выигрыша нет, "
-        "на нескольких обучение короче в M раз",
+        ALIKE: "До KL, которых слияние достигает, слитые запуски заменяют один запуск с тем же числом "
+        "шагов: на одной машине выигрыша нет, на нескольких обучение короче",
         REFUTED: "Один запуск с тем же числом шагов лучше слитых; слияние — для тех, у кого машин "
         "несколько, а времени мало",
     },
+    "beyond_against_one": {
+        HOLDS: "Экстраполяция слияния (η больше 1) длинного запуска не заменяет: она ниже его фронта",
+        LITTLE: "Экстраполяция слияния (η больше 1) почти заменяет длинный запуск: она чуть ниже",
+        ALIKE: "К большим KL слияние доводит η больше 1: фронт остаётся тем же, что у длинного запуска",
+        REFUTED: "К большим KL слияние доводит η больше 1, и фронт выше, чем у длинного запуска",
+    },
     "slerp_above_lerp_at_equal_kl": {
         HOLDS: "Сливать стоит SLERP: LERP ниже и при η больше 1",
-        ALIKE: "SLERP или LERP — дело вкуса: LERP с η больше 1 лежит на том же фронте",
+        ALIKE: "SLERP или LERP, фронта не меняет (проверено при M = 4): под прямым углом LERP с η больше 1 "
+        "лежит на том же фронте",
         REFUTED: "Сливать стоит LERP с η больше 1: SLERP ниже",
     },
     "second_iteration": {
-        HOLDS: "Вторая итерация поднимает фронт",
-        ALIKE: "Вторая итерация фронта почти не меняет",
+        HOLDS: "Вторая итерация поднимает фронт, но и шагов вдвое больше",
+        LITTLE: "Вторая итерация поднимает фронт, но мало, и шагов вдвое больше",
+        ALIKE: "Вторая итерация фронта почти не меняет, а шагов вдвое больше",
         REFUTED: "Вторая итерация опускает фронт",
     },
     "ema_above_sft": {
         HOLDS: "Якорь EMA лучше якоря SFT и при равной KL",
-        ALIKE: "При равной KL всё равно, к чему отсчитывать штраф, к EMA или к SFT-модели: якорь решает "
-        "лишь, как далеко уйдёт запуск",
+        ALIKE: "Якоря EMA и SFT с одним β при равной KL неразличимы: якорь решает лишь, как далеко "
+        "уйдёт запуск",
         REFUTED: "При равной KL якорь SFT лучше якоря EMA",
+    },
+    "less_diverse": {
+        HOLDS: "За разнообразием надо следить отдельно: с шага 15 до шага 120 различных пар слов стало "
+        "меньше, а второй судья (VADER) этого не видит, его оценка растёт"
     },
 }
 
@@ -117,18 +166,24 @@ def advice(found: Sequence[Verdict]) -> list[str]:
     lines = []
     for name, by_word in ADVICE.items():
         v = by_name[name]
-        if said := by_word.get(v.in_effect):
+        if said := by_word.get(v.word):
             lines.append(f"- {said} ({_told(v)}; [@study_{v.study.name}]).")
-    return lines or ["Пока ничего: обучений мало."]
+    return lines or ["Ещё ничего: обучений мало."]
 
 
 def counted(found: Sequence[Verdict]) -> str:
     """How many of the claims hold, do not, cannot be told."""
-    words = {HOLDS: "подтверждено", REFUTED: "опровергнуто", ALIKE: "неразличимы стороны у"}
-    words |= {UNKNOWN: "нельзя сказать о", NONE: "мало обучений у"}
-    n = {word: sum(v.word == word for v in found) for word in words}
-    said = ", ".join(f"{name} {n[word]}" for word, name in words.items() if n[word])
-    return f"Из {len(found)} утверждений {said}. Утверждения самой статьи:"
+    n = {word: sum(v.word == word for v in found) for word in SAID}
+    little = f" (из них {n[LITTLE]} — мало)" if n[LITTLE] else ""
+    refuted = f"опровергнуты {n[REFUTED]}" if n[REFUTED] else "не опровергнуто ни одного"
+    said = (
+        f"подтвердились {n[HOLDS] + n[LITTLE]}{little}, {refuted}, неразличимы стороны в {n[ALIKE]}"
+    )
+    missing = f", ещё не вычислены {n[NONE]}" if n[NONE] else ""
+    return (
+        f"Из {len(found)} утверждений {said}, сказать нельзя о {n[UNKNOWN]}{missing}. Из утверждений "
+        "статьи (фронты и траектории сравниваются при равной KL):"
+    )
 
 
 def of_paper(found: Sequence[Verdict]) -> list[Verdict]:
@@ -136,23 +191,48 @@ def of_paper(found: Sequence[Verdict]) -> list[Verdict]:
     return [v for v in found if v.comparison.source.startswith("статья")]
 
 
+SAID = {
+    REFUTED: "Опровергается",
+    ALIKE: f"Неразличимо (в пределах {decimal(SMALL)} балла)",
+    UNKNOWN: "Нельзя сказать",
+    LITTLE: f"Подтверждается, но мало (меньше {decimal(SMALL)} балла)",
+    HOLDS: "Подтверждается",
+    NONE: "Ещё не вычислено",
+}
+
+
 def sorted_out(found: Sequence[Verdict]) -> list[str]:
-    """The paper's claims by what came of them, as a Markdown list."""
-    names = {
-        HOLDS: "Подтверждается",
-        REFUTED: "Опровергается: получилось обратное",
-        ALIKE: f"Неразличимо: разность меньше {number(SMALL, 0.1)} балла",
-        UNKNOWN: "Нельзя сказать",
-    }
+    """The paper's claims by what came of them, what did not hold first, as a Markdown list."""
     lines = []
-    for word, name in names.items():
+    for word, name in SAID.items():
         of_word = [v for v in of_paper(found) if v.word == word]
-        told = word != UNKNOWN  # those are in the table
-        said = "; ".join(
-            f"{lowered(v.comparison.claim)} ({f'{v.effect}; ' if told else ''}"
-            f"{v.comparison.source.removeprefix('статья, ')}; [@study_{v.study.name}])"
-            for v in of_word
-        )
+        told = word not in (HOLDS, NONE)  # those are many, and in the table
+        by_study: dict[str, list[str]] = {}
+        for v in of_word:
+            figure = v.comparison.source.removeprefix("статья, ")
+            effect = f"{v.effect}; " if told else ""
+            said = (
+                f"{lowered(v.comparison.claim).removeprefix('при равной KL ')} ({effect}{figure})"
+            )
+            by_study.setdefault(f"[@study_{v.study.name}]", []).append(said)
+        said = "; ".join(f"{', '.join(each)} — {study}" for study, each in by_study.items())
         lines += [f"- **{name}** ({len(of_word)}): {said}."] if of_word else []
-    few = sum(v.word == NONE for v in of_paper(found))
-    return [*lines, *([f"- **Мало обучений** ({few}): [@summary:claims]."] if few else [])]
+    return lines
+
+
+def glossary() -> pd.DataFrame:
+    """What the words of the first screen stand for."""
+    words = {
+        "запуск": "T шагов обучения с подкреплением, строки 4–10 алгоритма",
+        "обучение": "весь алгоритм от SFT-модели; обучения различаются только seed, интервалы — между ними",
+        "SFT-модель": "модель до обучения с подкреплением, начало всех запусков",
+        "KL": "расхождение Кульбака — Лейблера с SFT-моделью, нат на ответ: как далеко ушла политика",
+        "балл": "единица награды: шкала, по которой люди оценивали отзывы, от −4 до 4",
+        "EMA": "экспоненциальное скользящее среднее весов политики; якорь — то, до чего считается KL-штраф",
+        "SLERP, LERP": "сферическое и обычное среднее векторов задач — того, что запуски изменили в весах",
+        "LITI, η": "интерполяция к начальным весам; η — пройденная доля пути, при η > 1 — экстраполяция",
+        "фронт": "награда и KL политик при всех η; траектория — политик по шагам запуска",
+        "T, M, I": "число шагов в запуске, запусков в слиянии, итераций",
+        "λ": "вес второго запуска в слиянии двух",
+    }
+    return pd.DataFrame(words.items(), columns=["Слово", "Что значит"])

@@ -75,7 +75,7 @@ def experiments_table(
                 estimate_text(one[key])
                 for key in ("reward_difference", "kl_sft_warp", "kl_warp_sft")
             ),
-            f"{mean_text(gains, 2)} ({len(gains)})" if gains else "—",
+            f"{mean_text(gains, 2)} ({len(gains)})" if len(gains) > 1 else "—",
             _angle_text(one),
             percent(one["text"]["warp"]["distinct_pairs"]),
         ]
@@ -108,9 +108,9 @@ def questions(summaries: Summaries, found: Sequence[Verdict]) -> list[str]:
     angle = f", а угол между векторами задач — {_angle_text(control)}" if control else ""
     third, fourth = (summaries.get(f"experiment_{k}") for k in (3, 4))
     lines = [
-        "**Почему кривые двух запусков совпадают?** Исходный отчёт: T слишком мало. У нас: у запусков был "
-        "общий seed, и это один и тот же расчёт при любом T. Со своим seed у каждого запуска кривые "
-        f"различаются при том же T{angle} ([@experiments:curves], [@experiments:table])."
+        "**Почему кривые двух запусков совпадают?** Исходный отчёт: T слишком мало. У нас: у запусков, "
+        "судя по кривым, был общий seed, и это один и тот же расчёт при любом T. Со своим seed у каждого "
+        f"кривые различаются при том же T{angle} ([@experiments:curves], [@experiments:table])."
     ]
     here = ""  # what the trainings at hand say of the fourth experiment
     if third and fourth:
@@ -119,15 +119,17 @@ def questions(summaries: Summaries, found: Sequence[Verdict]) -> list[str]:
         gains = [estimate_text(one["reward_difference"]) for one in (third, fourth)]
         lines.append(
             "**Почему награда не меняется, даже при KL в десятки нат?** Исходный отчёт: слишком велик lr. "
-            "У нас: такая награда не зависит от текста. Когда зависит, третий эксперимент "
-            f"меняет её на {gains[0]}{poor}, четвёртый — на {gains[1]} балла (ошибка оценки, одно "
-            "обучение)."
+            "У нас: награда, судя по совпадению до пятого знака, не зависела от текста. Когда зависит, "
+            f"третий эксперимент меняет её на {gains[0]}{poor}, четвёртый — на {gains[1]} балла (ошибка "
+            "оценки, одно обучение)."
         )
+    second, far = summaries.get("experiment_2"), ""
+    if second and fourth and fourth["kl_warp_sft"]["mean"] > 100 * second["kl_warp_sft"]["mean"]:
+        far = "; заметно сдвигает модель только больший lr"
     asked = {"t30_gains": "T = 30 против 10", "warmup_at_t30": "прогрев при T = 30"}
     lines += [
         "**Мал ли lr в первых двух экспериментах, или дело в прогреве?** Исходный отчёт: возможно и то и "
-        f"другое. У нас: {_answer(by_name['warmup_slows'])}; заметно сдвигает модель только больший lr "
-        "([@experiments:table]).",
+        f"другое. У нас: {_answer(by_name['warmup_slows'])}{far} ([@experiments:table]).",
         "**Становится ли WARP-модель хуже?** Исходный отчёт: в четвёртом эксперименте просела. У нас: "
         f"{_answer(by_name['fourth_is_worse'], here)}.",
         "**Помогут ли большее T и прогрев до 10⁻⁴?** Исходный отчёт: это следующий шаг. У нас: "
@@ -139,7 +141,7 @@ def questions(summaries: Summaries, found: Sequence[Verdict]) -> list[str]:
 
 def _answer(v: Verdict, here: str = "") -> str:
     if not v.between:
-        return f"{here}{'; ' * bool(here)}по нескольким обучениям пока неизвестно ({v.effect})"
+        return f"{here}{'; ' * bool(here)}по нескольким обучениям ещё не вычислено ({v.effect})"
     said = f"{v.word}, {v.effect}, {v.trainings}"
     return f"«{lowered(v.comparison.claim)}» — {said}"
 
@@ -221,8 +223,8 @@ def control_verdicts(summaries: Summaries) -> list[str]:
         return ["Контрольных экспериментов здесь нет."]
     angles = ", ".join(f"{_angle_text(own)} (эксперимент {label(name)})" for name, _, own in pairs)
     sentences = [
-        f"Со своими seed средний угол между векторами задач первой итерации — {angles}: SLERP сливает две "
-        "разные политики."
+        f"Со своими seed средний угол между векторами задач первой итерации — {angles}: SLERP усредняет "
+        "два разных сдвига весов."
     ]
     if not any(runs_differ(shared["angles"]) for _, shared, _ in pairs):
         sentences.insert(

@@ -295,7 +295,7 @@ def _coincidence(metrics: Rows, shared_run_seed: bool) -> list[str]:
             sentences.append(
                 "У каждого запуска свой seed, а значит, свои промпты и ответы, поэтому кривые "
                 "внутри итерации различаются при любом lr (наибольшее расхождение "
-                f"{number(gap, gap)} балла). Разошлись ли сами политики, показывает угол между "
+                f"{number(gap, gap)} балла). Разошлись ли веса запусков, показывает угол между "
                 "векторами задач."
             )
     if shared_run_seed and any(row["iteration"] > 1 for row in metrics):
@@ -341,7 +341,7 @@ def text_sentence(summary: Mapping[str, Any]) -> str:
     elif is_poorer(summary):
         verdict = "Текст стал заметно однообразнее, награда говорит здесь не всё"
     else:
-        verdict = "Повторов и разнообразия почти столько же, сколько у SFT-модели"
+        verdict = "Текст"
     return f"{verdict}: {', '.join(facts)}."
 
 

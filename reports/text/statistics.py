@@ -55,6 +55,8 @@ def comparisons(study: Study) -> list[Comparison]:
                 mistakes.append(f"{where}: {side} fits {len(found)} of the evaluated policies")
             if found and each.at == "equal_kl" and not arms:
                 mistakes.append(f"{where}: {side} is θ_sft, which no KL above 0 has")
+        if each.expected.startswith("not") and each.measure != "reward":
+            mistakes.append(f"{where}: {each.expected} is of rewards, which alone have a margin")
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return compared
@@ -88,6 +90,28 @@ def differences(
 
     At equal KL it is `at_equal_kl` of the curves through the rows of each side.
     """
+    if comparison.at == "equal_kl":
+        curves = curves_of(rows, comparison, asked).items()
+        return {seed: d for seed, pair in curves if (d := at_equal_kl(*pair)) is not None}
+    measure, share = comparison.measure, comparison.share
+    sides = _sides(rows, comparison, asked).items()
+    return {s: value(a[0], measure) - share * value(b[0], measure) for s, (a, b, _) in sides}
+
+
+def curves_of(
+    rows: Sequence[Row], comparison: Comparison, asked: Sequence[tuple[int | None, Point]]
+) -> dict[int, tuple["Curve", "Curve"]]:
+    """Ours and theirs by training seed; empty where no curves are compared."""
+    if comparison.at != "equal_kl":
+        return {}
+    sides, measure = _sides(rows, comparison, asked).items(), comparison.measure
+    return {s: (curve_of(a, sft, measure), curve_of(b, sft, measure)) for s, (a, b, sft) in sides}
+
+
+def _sides(
+    rows: Sequence[Row], comparison: Comparison, asked: Sequence[tuple[int | None, Point]]
+) -> dict[int, tuple[list[Row], list[Row], Row]]:
+    """Rows of ours, of theirs and θ_sft's by training seed, where all are there and of one reward model."""
 
     def side(keys: Mapping[str, Any], seed: int) -> list[Row]:
         return [row for row in rows if row["seed"] in (seed, None) and fits(row, keys)]
@@ -96,22 +120,15 @@ def differences(
         fitting = [s for s, point in asked if s in (seed, None) and fits(point.model_dump(), keys)]
         return len(side(keys, seed)) == len(fitting) > 0
 
-    measure, sft = comparison.measure, [row for row in rows if row["what"] == "sft"]
-    found: dict[int, float] = {}
+    sft = [row for row in rows if row["what"] == "sft"]
+    keys = comparison.ours, comparison.theirs
+    found: dict[int, tuple[list[Row], list[Row], Row]] = {}
     for seed in dict.fromkeys(row["seed"] for row in rows if row["seed"] is not None):
-        ours, theirs = side(comparison.ours, seed), side(comparison.theirs, seed)
-        sides = comparison.ours, comparison.theirs
-        if not (sft and all(complete(keys, seed) for keys in sides)):
-            continue
-        by_sft = [row["sft_reward"] for row in [*ours, *theirs, *sft]]
-        if max(by_sft) - min(by_sft) > SAME_REWARD:
-            continue
-        if comparison.at == "policy":
-            found[seed] = value(ours[0], measure) - comparison.share * value(theirs[0], measure)
-        else:
-            a, b = (curve_of(each, sft[0], measure) for each in (ours, theirs))
-            difference = at_equal_kl(a, b)
-            found |= {} if difference is None else {seed: difference}
+        if sft and all(complete(each, seed) for each in keys):
+            ours, theirs = (side(each, seed) for each in keys)
+            by_sft = [row["sft_reward"] for row in [*ours, *theirs, *sft]]
+            if max(by_sft) - min(by_sft) <= SAME_REWARD:
+                found[seed] = ours, theirs, sft[0]
     return found
 
 
@@ -162,14 +179,16 @@ def curve_of(policies: Sequence[Row], sft: Row, measure: str = "reward") -> Curv
     return Curve([root for root, _ in points], values, value(sft, measure))
 
 
+def common_roots(ours: Curve, theirs: Curve) -> tuple[float, float] | None:
+    """The √KL between which both have policies, one policy being where it is; None where there are none."""
+    low = max(curve.roots[0] for curve in (ours, theirs))
+    high = min(curve.roots[-1] for curve in (ours, theirs))
+    return (low, high) if low <= high and high > 0 else None
+
+
 def at_equal_kl(ours: Curve, theirs: Curve) -> float | None:
-    """Mean difference over the √KL that both have; one policy is met at its KL. None where they have none
-    in common, or no KL above 0."""
-    curves = ours, theirs
-    high = min(curve.roots[-1] for curve in curves)
-    low = max(curve.roots[0] for curve in curves)
-    alone = any(len(curve.roots) == 1 for curve in curves)
-    if high <= 0 or (low > high and not alone):
+    """Mean difference over the √KL that both have. None where they have none in common."""
+    if (ends := common_roots(ours, theirs)) is None:
         return None
-    at = np.linspace(min(low, high), high, 101)
+    at = np.linspace(*ends, 101)
     return float(np.mean(ours.at(at) - theirs.at(at)))

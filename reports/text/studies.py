@@ -1,35 +1,48 @@
 """What the studies say: verdicts, tables and figures from the rows of reports/studies/.
 
 An interval is Student's, of 95 %, over training seeds, of differences paired by seed; the evaluation
-prompts are the same for all, so it holds for these prompts. A claim is confirmed where its interval lies
-on its side of zero and refuted where it lies on the other; at primary comparisons p must be below 0.05
-behind Holm's correction over all studies too. Otherwise it cannot be told, or, where the whole interval is
-of differences too small to speak of, both sides are alike.
+prompts are the same for all, so it holds for these prompts. A claim is confirmed where p is below 0.05 and
+the difference on its side of zero, and refuted where it is on the other; p is corrected for how many claims
+there are, by Holm over the primary comparisons of all studies, by Benjamini and Hochberg over the others.
+Otherwise it cannot be told. Rewards have a margin, that of the hypotheses in params/: two whose interval
+lies within it are alike, what is told from zero there is little, and «not less» is confirmed by an interval
+above its lower end.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import false_discovery_control
 
-from reports.text.statistics import comparisons, differences, fits, holm, load_study, value
-from reports.text.words import NBSP, number
+from reports.text.statistics import (
+    Curve,
+    common_roots,
+    comparisons,
+    curves_of,
+    differences,
+    fits,
+    holm,
+    load_study,
+    value,
+)
+from reports.text.words import NBSP, nats, number
 from warp_core.evaluate import between_trainings
 from warp_core.store.files import read_jsonl
 from warp_core.study import digests, wanted
 from warp_core.world.studies import Comparison, Study
 
 Row = Mapping[str, Any]
-ALPHA = 0.05  # p of a comparison that is told from zero
-SMALL = 0.15  # points of reward: an interval within it is of no difference to speak of
+ALPHA = 0.05  # corrected p of a comparison that is told from zero
+SMALL = 0.1  # points of reward: an interval within it is of no difference to speak of
 # Trainings that a verdict needs, where the study asks for as many; of a primary comparison.
 FEW, FEW_PRIMARY = 3, 5
-HOLDS, REFUTED, ALIKE, UNKNOWN = "подтверждается", "опровергается", "неразличимо", "нельзя сказать"
-NONE = "мало обучений"
+HOLDS, LITTLE, REFUTED = "подтверждается", "подтверждается, но мало", "опровергается"
+ALIKE, UNKNOWN, NONE = "неразличимо", "нельзя сказать", "ещё не вычислено"
 UNITS = {  # of a measure: unit, places
     "reward": ("балла", 2),
     "judge": ("балла VADER", 2),
@@ -43,18 +56,20 @@ ORDER = (  # of the report's studies
     "iterations", "liti", "merge", "anchor", "seed_report", "next_step", "text", "sensitivity",
 )  # fmt: skip
 MAIN = {  # comparisons that the report begins with, in a few words
-    "four_against_one": "4 слитых запуска выше одного запуска вчетверо длиннее",
-    "two_against_one": "2 слитых запуска выше одного запуска вдвое длиннее",
+    "four_iterations_against_one": "WARP целиком (4 итерации по 2) выше одного запуска в 8 раз длиннее",
+    "four_against_one": "4 слитых запуска выше одного вчетверо длиннее",
+    "two_against_one": "2 слитых запуска выше одного вдвое длиннее",
+    "front_above_runs": "4 слитых запуска выше одного из них",
+    "second_iteration": "Вторая итерация выше первой (шагов вдвое больше)",
     "liti_above_trajectory": "LITI выше траектории того же запуска",
-    "slerp_above_lerp": "SLERP выше LERP при одном λ = 0,5",
+    "slerp_above_lerp": "SLERP выше LERP при λ = 0,5 *",
     "slerp_above_lerp_at_equal_kl": "SLERP выше LERP",
-    "merge_above_run": "Слияние 4 запусков выше одного из них",
     "ema_above_sft": "Якорь EMA выше якоря SFT",
-    "second_iteration": "Вторая итерация выше первой",
-    "t30_gains": "T = 30 выше T = 10 (следующий шаг исходного отчёта)",
-    "fourth_is_worse": "WARP ниже SFT (эксперимент 4 исходного отчёта)",
+    "t30_gains": "T = 30 выше T = 10 *",
+    "fourth_is_worse": "Исходный отчёт: WARP ниже SFT *",
 }
-MARKS = {HOLDS: "✓", REFUTED: "✗", ALIKE: "≈", UNKNOWN: "?", NONE: "…"}
+MARKS = {HOLDS: "✓", LITTLE: "✓", REFUTED: "✗", ALIKE: "≈", UNKNOWN: "?", NONE: "…"}
+AT = 3, 6, 10, 16  # nats, at which curves are compared one by one
 
 
 @dataclass(frozen=True)
@@ -67,20 +82,28 @@ class Verdict:
     between: Mapping[str, float]
     """`between_trainings` of them; empty where too few are there."""
     p: float
-    """Corrected by Holm where it is primary."""
+    """Corrected, of no difference; NaN where the claim is another."""
     of: float
     """How many trainings it asks for."""
+    curves: Mapping[int, tuple[Curve, Curve]] = field(default_factory=dict)
+    """By seed, where it is at equal KL."""
 
     @property
     def word(self) -> str:
         """In a word."""
         if not self.between:
             return NONE
+        claimed = 1 if self.comparison.expected in ("more", "not_less") else -1
+        against = claimed * self.between["mean"] < 0
+        if self.comparison.expected.startswith("not"):
+            if min(claimed * self.between["low"], claimed * self.between["high"]) > -SMALL:
+                return HOLDS
+            return REFUTED if against and self.p < ALPHA else UNKNOWN
         if self.p >= ALPHA:
             return ALIKE if self.is_small else UNKNOWN
-        return (
-            HOLDS if (self.between["mean"] > 0) == (self.comparison.expected == "more") else REFUTED
-        )
+        if against:
+            return REFUTED
+        return LITTLE if self.is_small else HOLDS
 
     @property
     def is_small(self) -> bool:
@@ -90,9 +113,25 @@ class Verdict:
         return max(-self.between["low"], self.between["high"]) < SMALL
 
     @property
-    def in_effect(self) -> str:
-        """Its word, but for a difference that is told from zero and is none to speak of."""
-        return ALIKE if self.is_small else self.word
+    def kls(self) -> str:
+        """«1,3–11,3»: the nats that both curves have, mean over trainings; empty without curves."""
+        found = [ends for pair in self.curves.values() if (ends := common_roots(*pair))]
+        if not found:
+            return ""
+        ends = [number(end**2, 1) for end in np.mean(found, 0)]
+        return "–".join(dict.fromkeys(ends))
+
+    @property
+    def along(self) -> dict[int, str]:
+        """The effect at each of the KLs of `AT`; empty where not all of its trainings have both curves."""
+        return {kl: self._at(kl**0.5) for kl in AT} if self.between and self.curves else {}
+
+    def _at(self, root: float) -> str:
+        pairs = [self.curves[seed] for seed in self.by_seed]
+        if not all((e := common_roots(*pair)) and e[0] <= root <= e[1] for pair in pairs):
+            return ""
+        there = [float(ours.at(root) - theirs.at(root)) for ours, theirs in pairs]
+        return replace(self, between=between_trainings(there)).effect_alone
 
     @property
     def trainings(self) -> str:
@@ -125,21 +164,20 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """The claim, the verdict, and what it rests on."""
+        """The verdict, the claim, and what it rests on."""
+        said = f"**{self.word[0].upper()}{self.word[1:]}**: «{self.comparison.claim}»"
         if not self.between:
-            return f"**{self.comparison.claim}**: пока нельзя сказать, {self.effect}."
-        corrected = ", с поправкой Холма" if self.comparison.primary else ""
-        return (
-            f"**{self.comparison.claim}**: {self.word}. Разность {self.effect}, {self.trainings}, "
-            f"p\u00a0{self.p_text}{corrected}."
-        )
+            return f"{said} ({self.effect})."
+        p = "" if math.isnan(self.p) else f", p\u00a0{self.p_text}"
+        return f"{said}. Разность {self.effect}, {self.trainings}{p}."
 
     @property
     def p_text(self) -> str:
         """«< 0,001» or «= 0,034»; a dash without a verdict."""
-        if not self.between:
+        if not self.between or math.isnan(self.p):
             return "—"
-        return "<\u00a00,001" if self.p < 1e-3 else f"=\u00a0{number(self.p, 0.01)}"
+        near = 1e-3 if abs(self.p - ALPHA) < 5e-4 else 1e-2  # 0,0498 is below 0,05
+        return "<\u00a00,001" if self.p < 1e-3 else f"=\u00a0{number(self.p, near)}"
 
 
 def load_rows(study: Study) -> Sequence[Row]:
@@ -163,21 +201,37 @@ def family(study: Study) -> list[Study]:
 def verdicts(studies: Sequence[Study]) -> list[Verdict]:
     """Of all comparisons of these studies, together, since Holm counts the primary ones."""
     found: list[tuple[Study, Comparison, dict[int, float], dict[str, float]]] = []
-    of = []
+    of, curves = [], []
     for study in studies:
         rows, asked = load_rows(study), wanted(study)
         for comparison in comparisons(study):
             by_seed = differences(rows, comparison, asked)
+            curves.append(curves_of(rows, comparison, asked))
             values = list(by_seed.values())
             of.append(min(_trainings(asked, s) for s in (comparison.ours, comparison.theirs)))
             needed = max(2, min(FEW_PRIMARY if comparison.primary else FEW, of[-1]))
             between = between_trainings(values) if len(values) >= needed else {}
             found.append((study, comparison, by_seed, between))
-    ps = [between.get("p", 1.0) for *_, between in found]
-    primary = [k for k, (_, comparison, *_) in enumerate(found) if comparison.primary]
-    for k, p in zip(primary, holm([ps[k] for k in primary]), strict=True):
-        ps[k] = p
-    return [Verdict(*each, p, n) for each, p, n in zip(found, ps, of, strict=True)]
+    ps = _corrected([(comparison, between) for _, comparison, _, between in found])
+    return [Verdict(*each, *more) for each, *more in zip(found, ps, of, curves, strict=True)]
+
+
+def _corrected(found: Sequence[tuple[Comparison, Mapping[str, float]]]) -> list[float]:
+    """p of each: by Holm over the primary ones, what is missing among them; by Benjamini and Hochberg over
+    the others that are there. NaN where «no difference» is not what a claim denies."""
+    ps = [between.get("p", 1.0) for _, between in found]
+    others = list[int]()
+    for k, (comparison, between) in enumerate(found):
+        if comparison.expected.startswith("not"):
+            ps[k] = math.nan
+        elif between and not comparison.primary:
+            others.append(k)
+    primary = [k for k, (comparison, _) in enumerate(found) if comparison.primary]
+    for which, correct in ((primary, holm), (others, false_discovery_control)):
+        if which:
+            for k, p in zip(which, correct([ps[k] for k in which]), strict=True):
+                ps[k] = float(p)
+    return ps
 
 
 def _trainings(asked: Sequence[tuple[int | None, Any]], keys: Mapping[str, Any]) -> float:
@@ -191,15 +245,23 @@ def _trainings(asked: Sequence[tuple[int | None, Any]], keys: Mapping[str, Any])
 
 def claims_table(found: Sequence[Verdict]) -> pd.DataFrame:
     """A row a claim: where it is from, what was expected before it was computed, what came."""
-    columns = ["Утверждение", "Откуда", "Ожидалось", "Разность [95\u00a0% ДИ]", "Обучений", "p"]
-    return pd.DataFrame([_claim(v) for v in found], columns=[*columns, "Вердикт"])
+    columns = ["Утверждение", "Откуда", "Ожидалось", "Разность [95\u00a0% ДИ]", "При KL, нат"]
+    return pd.DataFrame([_claim(v) for v in found], columns=[*columns, "Обучений", "p", "Вердикт"])
 
 
 def _claim(v: Verdict) -> tuple[str, ...]:
     mark = "\u00a0•" if v.comparison.primary else ""
     said = v.comparison.claim + mark, v.comparison.source, v.comparison.hypothesis
     n = v.trainings.removeprefix("обучений: ")
-    return *said, v.effect if v.between else "—", n, v.p_text.removeprefix("=\u00a0"), v.word
+    effect, p = v.effect if v.between else "—", v.p_text.removeprefix("=\u00a0")
+    return *said, effect, v.kls or "—", n, p, v.word
+
+
+def profile_table(found: Sequence[Verdict]) -> pd.DataFrame:
+    """Differences at single KLs; a row a comparison at equal KL."""
+    rows = [(v.comparison.claim, *(text or "—" for text in v.along.values())) for v in found]
+    columns = ["Утверждение", *(f"При KL {kl} {nats(kl)}" for kl in AT)]
+    return pd.DataFrame([row for row in rows if {*row[1:]} - {"—"}], columns=columns)
 
 
 def policies_table(rows: Sequence[Row]) -> pd.DataFrame:
@@ -336,8 +398,8 @@ def policy_name(row: Row) -> str:
 
 
 def lead(found: Sequence[Verdict]) -> list[str]:
-    """What the main comparisons of a study say; the first where none is primary."""
-    chosen = [v for v in found if v.comparison.primary] or list(found[:1])
+    """What the main comparisons of a study say; the first two where none is primary."""
+    chosen = [v for v in found if v.comparison.primary] or list(found[:2])
     return [v.sentence for v in chosen]
 
 

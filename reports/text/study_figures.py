@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from reports.text.figures import above, new_axes, root_scale
 from reports.text.statistics import Row, curve_of, fits, value
-from reports.text.studies import MAIN, MARKS, Verdict, grouped, policy_name, scaled
+from reports.text.studies import MAIN, MARKS, SMALL, Verdict, grouped, policy_name, scaled
 from reports.text.svg import BLACK, COLORS, QUIET, WHITE, tells
 from reports.text.words import decimal, lowered, number, unbroken
 from warp_core.world.studies import Study
@@ -114,7 +114,7 @@ def curve(
     mark = {key: value for key, value in style.items() if key != "linestyle"}
     for a, b, n, name in marks:
         (drawn,) = ax.plot(a * shift, b, linestyle="", zorder=3, **mark)
-        tells(drawn, f"{name}: {number(b, 0.1)} при {number(a, 0.1)} (обучений: {n})")
+        tells(drawn, f"{name}: {number(b, 0.1)} при {decimal(round(a, 2))} (обучений: {n})")
     ax.plot([], [], linewidth=1.8 if len(marks) > 1 else 0, label=label, **style)
 
 
@@ -243,7 +243,7 @@ def _iterations(study: Study, rows: Sequence[Row]) -> list[Shown]:
         above(ax, columns=1)
         caption = (
             "Фронты после 1–4 итераций по два слитых запуска и фронт одного запуска из 240 шагов, что "
-            f"равно четырём итерациям по двум запускам. {THIN}"
+            f"равно четырём итерациям по два запуска. {THIN}"
         )
         panels = [ax]
         if long:
@@ -394,8 +394,8 @@ def _merge(study: Study, rows: Sequence[Row]) -> list[Shown]:
         ax.axhline(90, color=QUIET, linestyle=":", linewidth=1)
         ms = sorted({row["m"] for row in geometric})
         ax.set_xticks(ms, [str(m) for m in ms])
-        floor = min(row["geometry"]["angle"][0] for row in geometric)
-        ax.set(xlabel="Слито запусков M", ylabel="Угол, градусы", ylim=(floor - 5, 92))
+        floor, *_, ceiling = sorted(end for row in geometric for end in row["geometry"]["angle"])
+        ax.set(xlabel="Слито запусков M", ylabel="Угол, градусы", ylim=(floor - 5, ceiling + 2))
         caption = (
             "Углы между векторами задач запусков: точка — среднее по парам запусков и группам тензоров, "
             "черта — от наименьшего до наибольшего; рядом стоят обучения с разными seed. Пунктир — 90°."
@@ -403,36 +403,31 @@ def _merge(study: Study, rows: Sequence[Row]) -> list[Shown]:
         shown.append(Shown([ax], "angles", caption, data))
     if over_lambda := _over_lambda(rows):
         shown.append(over_lambda)
-    colors, marks = (GREEN, BLUE, SKY, BLUE, GREY), "^oPo*"
+    colors, marks = (PURPLE, BLUE, SKY, BLUE, GREY), "DoPo*"
     sft = sft_of(rows)
     start, ax = (value(sft, "kl"), value(sft, "reward")), new_axes(380, 330)
     fronts: dict[Any, tuple[Keys, list[Row]]] = {}
+    of_five = [row for row in rows if row["arm"] == "five"]
+    runs = [row for row in of_five if row["what"] == "run" and row["eta"] == 1.0]
+    for row in runs:
+        (drawn,) = ax.plot(
+            value(row, "kl"), value(row, "reward"), "^", color=GREEN, alpha=0.45, markersize=5
+        )
+        told = f"запуск {row['m']}, seed {row['seed']}: {number(value(row, 'reward'), 0.1)}"
+        tells(drawn, told)
+    if runs:
+        n = len({row["seed"] for row in runs})
+        ax.plot([], [], "^", color=GREEN, label=f"сами запуски ({n})", markersize=5)
     for k, m in enumerate((1, 2, 3, 4, 5)):
         what = "run" if m == 1 else "slerp"
-        chosen = [r for r in rows if r["arm"] == "five" and r["what"] == what and r["lam"] is None]
-        chosen = [r for r in chosen if m == 1 or r["m"] == m]
-        label = "сами запуски" if m == 1 else f"SLERP {m} запусков"
+        chosen = [row for row in of_five if row["what"] == what and row["m"] == m]
+        chosen = [row for row in chosen if row["lam"] is None]
         style = {"color": colors[k], "marker": marks[k], "linestyle": "-", "markersize": 6}
         style |= {"markerfacecolor": WHITE, "linestyle": (0, (4, 2))} if m == 2 else {}
-        if chosen and m > 1:
-            _kl_reward(ax, chosen, label, start, style)
+        if len({row["eta"] for row in chosen}) > 1:
+            name = "LITI первого запуска" if m == 1 else f"SLERP {m} запусков"
+            _kl_reward(ax, chosen, name, start, style)
             fronts[m] = style, chosen
-        elif chosen:
-            n = len({row["seed"] for row in chosen})
-            for row in chosen:
-                (drawn,) = ax.plot(
-                    value(row, "kl"),
-                    value(row, "reward"),
-                    "^",
-                    color=GREEN,
-                    alpha=0.45,
-                    markersize=5,
-                )
-                tells(
-                    drawn,
-                    f"запуск {row['m']}, seed {row['seed']}: {number(value(row, 'reward'), 0.1)}",
-                )
-            ax.plot([], [], "^", color=GREEN, label=f"{label} ({n})", markersize=5)
     four = [r for r in rows if r["what"] == "lerp" and r["m"] == 4]
     if four:
         fronts["lerp"] = style_of({"what": "lerp", "m": 4}), four
@@ -500,7 +495,7 @@ def _over_lambda(rows: Sequence[Row]) -> Shown | None:
     above(top, columns=2)
     caption = (
         "Слева — награда между двумя запусками (λ = 0 и 1 — сами запуски): SLERP и LERP. Справа — их "
-        "разность в одном обучении: точки — обучения, ромб — среднее. KL у них при одном λ разная."
+        "разность внутри каждого обучения: точки — обучения, ромб — среднее. KL у них при одном λ разная."
     )
     return Shown([top, below], "lambda", caption, data)
 
@@ -578,7 +573,7 @@ def _text(study: Study, rows: Sequence[Row]) -> list[Shown]:
     panels = [plane(study, rows, new_axes(280, 250), each, legend=False) for each in measures]
     above(panels[0], columns=1)
     caption = (
-        "Чего награда не видит, при растущей KL: оценка второго судьи (VADER), разнообразие и длина "
+        "Что меняется с ростом KL, кроме награды: оценка второго судьи (VADER), разнообразие и длина "
         f"ответов. {THIN}"
     )
     return [Shown(panels, "text", caption, data_of(rows, "kl", *measures, "repetition"))]
@@ -681,14 +676,16 @@ TINT = f"var(--c2, {GREEN})"
 def forest(found: Sequence[Verdict], short: bool = False) -> str:
     """Differences with their intervals over trainings, a row a claim, as HTML.
 
-    The half that a claim promises is shaded. Rewards have one scale; what is measured otherwise has its
-    own in each row, and only its side of zero counts. `short`: the main claims alone, with links to their
-    sections.
+    The side that a claim promises is shaded. Each measure has one scale, that of rewards is drawn. `short`:
+    the main claims alone, with links to their sections.
     """
     by_name = {v.comparison.name: v for v in found}
     shown = [by_name[name] for name in MAIN if name in by_name] if short else found
-    of_rewards = [v for v in shown if v.comparison.measure == "reward"]
-    reach = max((_reach(v) for v in of_rewards), default=0.0)
+    of_rewards = any(v.comparison.measure == "reward" for v in shown)
+    reaches: dict[str, float] = {"reward": 0.0}
+    for v in shown:
+        reaches[v.comparison.measure] = max(reaches.get(v.comparison.measure, 0.0), _reach(v))
+    reach = reaches["reward"]
     step = next((step for step in (0.1, 0.2, 0.5, 1, 2, 5) if 2.5 * step >= reach), 10)
     axis = "".join(
         f'<text x="{_x(at, reach):.0f}" y="14" style="text-anchor: middle">{decimal(at)}</text>'
@@ -699,8 +696,7 @@ def forest(found: Sequence[Verdict], short: bool = False) -> str:
     names = ["Утверждение", f"{scale}{axis}</svg>", "Разность [95\u00a0% ДИ]"]
     names += ["Вердикт"] if short else ["Обучений", "p", "Вердикт"]
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    reaches = [reach if v.comparison.measure == "reward" else _reach(v) for v in shown]
-    rows = "".join(map(_forest_row, shown, reaches, [short] * len(shown)))
+    rows = "".join(_forest_row(v, reaches[v.comparison.measure], short) for v in shown)
     kind = "forest short" if short else "forest"
     return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
@@ -716,8 +712,11 @@ def _x(difference: float, reach: float) -> float:
 
 
 def _forest_row(v: Verdict, reach: float, short: bool) -> str:
-    more, zero = v.comparison.expected == "more", WIDTH / 2
-    side = f'x="{zero if more else 0:.0f}" width="{zero:.0f}" height="{ROW}"'
+    zero, expected = WIDTH / 2, v.comparison.expected
+    margin = min(SMALL, reach) if expected.startswith("not") else 0.0
+    wide = WIDTH - _x(-margin, reach)
+    begin = 0.0 if expected in ("less", "not_more") else WIDTH - wide
+    side = f'x="{begin:.0f}" width="{wide:.0f}" height="{ROW}"'
     parts = [f'<rect {side} style="fill: {TINT}; fill-opacity: 0.09"/>']
     parts.append(f'<path d="M{zero:.0f} 0V{ROW}" style="stroke: currentColor"/>')
     parts += _interval(v, reach)
@@ -736,7 +735,7 @@ def _forest_row(v: Verdict, reach: float, short: bool) -> str:
     cells.append(f'<td class="n">{html.escape(effect)}</td>')
     if not short:
         n, p = v.trainings.removeprefix("обучений: "), v.p_text.removeprefix("=\u00a0")
-        cells.append(f'<td class="n">{n}</td><td class="n">{p}</td>')
+        cells.append(f'<td class="n" data-of="обучений">{n}</td><td class="n" data-of="p">{p}</td>')
     cells.append(f'<td class="verdict">{MARKS[v.word]} {v.word}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 
@@ -757,6 +756,21 @@ def _interval(v: Verdict, reach: float) -> list[str]:
         diamond = f"M{mean - 5:.1f} 11l5 -5 5 5 -5 5z"
         parts.append(f'<path d="{diamond}" style="fill: {color}">{told}</path>')
     return parts
+
+
+def forest_caption(found: Sequence[Verdict]) -> str:
+    """What `forest` of them shows."""
+    said = "Ромб и черта — среднее и 95 % интервал разностей между обучениями, парных по seed, точки — "
+    said += "обучения; закрашена сторона, которую утверждение обещает."
+    if any(v.comparison.expected.startswith("not") for v in found):
+        said += f" «Не ниже» и «не выше» — с допуском {decimal(SMALL)} балла."
+    measures = {v.comparison.measure for v in found}
+    if "reward" in measures:
+        said += " Шкала над рисунком — для наград, баллы"
+        said += "; у других величин она своя." if len(measures) > 1 else "."
+    if any(v.comparison.primary for v in found):
+        said += " • (синие) — основные сравнения."
+    return f"{said} p — с поправкой на число сравнений ([@summary:claims])."
 
 
 def forest_data(found: Sequence[Verdict]) -> list[dict[str, Any]]:

@@ -64,6 +64,11 @@ def power_text(lr: float) -> str:
     return f"{'' if digit == '1' else f'{digit}·'}10{str(int(power)).translate(SUPERSCRIPTS)}"
 
 
+def nats(n: int) -> str:
+    """What a whole number of them is followed by: «3 ната», «16 нат»."""
+    return "ната" if n % 10 in (2, 3, 4) and n % 100 not in (12, 13, 14) else "нат"
+
+
 def lowered(text: str) -> str:
     """A sentence within another: «при…», but «KL…»."""
     return text if text[1:2].isupper() else text[:1].lower() + text[1:]

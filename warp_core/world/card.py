@@ -114,7 +114,9 @@ def merge_card(
     eta: float,
 ) -> str:
     """The card of what `python -m warp_core.merge` writes."""
-    name, weight = method.upper(), "1/M each" if lam is None else f"{lam:g} for the second of two"
+    name = method.upper()
+    each = "1/m at step m (Eq. 26), in this order" if method == "slerp" else "1/M each"
+    weight = each if lam is None else f"{lam:g} for the second of two"
     alone = len(thetas) == 1
     adapter = is_adapter(thetas[0])
     runs = [f"- run {m}: {_code(str(theta))}" for m, theta in enumerate(thetas, start=1)]
@@ -127,7 +129,7 @@ def merge_card(
         *runs,
         "\n## Parameters\n",
         f"- method: {name} of task vectors, one angle for each {granularity}",
-        f"- weights of the runs: {weight}",
+        f"- λ of the runs: {weight}",
         f"- η: {eta:g}\n",
         "It has not been evaluated.\n",
         ADAPTER if adapter else LOAD,

@@ -47,7 +47,7 @@ class Points(Parameters):
     lam: list[Number] = []  # noqa: RUF012
     eta: list[Eta] = [1.0]  # noqa: RUF012
 
-    def beyond(self, iterations: int, runs: int, steps: int) -> str:
+    def beyond(self, iterations: int, runs: int, steps: int, max_kl: float) -> str:
         """What an arm of so many iterations, runs and steps does not have; empty if it has all."""
         merged = self.what in ("slerp", "lerp")
         asked = {
@@ -58,6 +58,8 @@ class Points(Parameters):
         for key, (values, most) in asked.items():
             if max(values, default=1) > most:
                 return f"{key}: {max(values)} given; it has {most}"
+        if self.what == "ema" and max_kl:
+            return f"max_kl: {max_kl:g}; an EMA has followed the update that it takes back, so 0 is needed"
         if self.lam and not (merged and (self.m or [runs]) == [2]):
             return "lam: given, and weighs the second of two: m: [2] is needed"
         return (
@@ -95,11 +97,11 @@ class Comparison(Parameters):
     """Keys of the rows that are compared."""
     measure: Literal["reward", "judge", "kl", "length", "repetition", "distinct_pairs"] = "reward"
     at: Literal["policy", "equal_kl"] = "policy"
-    """equal_kl: of the curves through the policies, the mean difference over the KLs that both have."""
+    """equal_kl: of the curves through the policies, the mean difference over the √KL that both have."""
     share: Annotated[Number, Field(gt=0)] = 1.0
     """Of `theirs`, that `ours` is compared with."""
-    expected: Literal["more", "less"] = "more"
-    """What the claim says of ours − share · theirs."""
+    expected: Literal["more", "less", "not_less", "not_more"] = "more"
+    """What the claim says of ours − share · theirs; not_less and not_more: but for a small difference."""
 
 
 class Study(Parameters):

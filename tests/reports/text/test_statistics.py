@@ -40,8 +40,9 @@ def test_at_equal_kl_by_hand():
     # A policy is met at its own KL.
     assert at_equal_kl(curve((4, 4.0)), line) == pytest.approx(2.0)
     assert at_equal_kl(line, curve((4, 4.0))) == pytest.approx(-2.0)
-    # Below its first point a curve comes from θ_sft.
-    assert at_equal_kl(curve((16, 4.0)), curve((1, 2), (4, 3))) == pytest.approx(2 - 3.0)
+    # A policy that goes beyond the other's end, or begins before it, has no KL in common with it.
+    assert at_equal_kl(curve((16, 4.0)), curve((1, 2), (4, 3))) is None
+    assert at_equal_kl(curve((0.5, 4.0)), curve((1, 2), (4, 3))) is None
     assert at_equal_kl(curve((0, 1.0), of_sft=1.0), curve((4, 3), of_sft=1.0)) is None
     # What ends before the other begins has no KL in common with it.
     assert at_equal_kl(curve((0.25, 1), (1, 2)), curve((4, 3), (9, 4))) is None

@@ -1,6 +1,7 @@
 """Verdicts, tables, figures and first sentences of studies, from rows that nobody measured."""
 
 import itertools
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 
 from reports.text import claims, readme, studies, study_figures
 from reports.text.figures import figure_of
-from reports.text.statistics import comparisons, load_study
+from reports.text.statistics import Curve, comparisons, load_study
 from reports.text.svg import svg_text
 from warp_core.evaluate import between_trainings
 from warp_core.store.files import read_jsonl, write_jsonl
@@ -31,9 +32,9 @@ def rows_of(study, above):
     rng = np.random.default_rng(0)
     rows = []
     for k, ((seed, point), digest) in enumerate(zip(wanted(study), digests(study), strict=True)):
-        size = (point.t if isinstance(point.t, int) else 60) * (point.eta or 1.0)
-        size *= 0.7 if point.what == "lerp" else 1.0  # two at a right angle
-        kl = 0.0 if seed is None else (size / 30) ** 2 + 0.01 * k
+        size = (point.t if isinstance(point.t, int) else 40) * (point.eta or 1.0)
+        size *= {"lerp": 0.7, "ema": 0.9, "average": 0.8}.get(point.what, 1.0)
+        kl = 0.0 if seed is None else (size / 30) ** 2 + 0.001 * k
         reward = 0.3 + 0.2 * kl**0.5 + (above if point.arm == "merged" else 0.0)
         reward += 0.0 if seed is None else float(rng.normal(0, 0.02))
         row = {"version": 2, "study": study.name, "seed": seed, **point.model_dump()}
@@ -91,25 +92,27 @@ def test_a_verdict_follows_from_the_interval_and_the_first_sentence_from_it(
     four = named(found)["four_against_one"]
     assert four.word == word
     assert four.between["mean"] == pytest.approx(above, abs=0.03)
-    assert len(four.by_seed) == four.between["n"] == 8
+    assert len(four.by_seed) == four.between["n"] == 5
     first, second, third = claims.headline(found)
     assert first.startswith(f"**{told}")
-    assert "обучений: 8" in first
+    assert "обучений: 5" in first
     assert second.endswith(".")
-    assert "при T = 30 и T = 10 она неразличима" in third
+    assert "при T = 30 и T = 10 награда неразличима" in third
 
 
-def test_primary_comparisons_are_corrected_together_and_others_are_not(project):
+def test_primary_comparisons_are_corrected_together_and_so_are_the_others(project):
     found = studies.verdicts(project(0.01))
     primary = [v for v in found if v.comparison.primary]
     assert len(primary) == 6
-    for verdict in found:
-        assert (verdict.p >= verdict.between["p"]) if verdict.comparison.primary else (
-            verdict.p == verdict.between["p"]
-        )  # fmt: skip
     assert max(v.p / v.between["p"] for v in primary) == pytest.approx(6)
-    alone = studies.verdicts(project(0.01, names=[]))
-    assert [v.p for v in alone] == [v.p for v in found]
+    others = [v for v in found if not (v.comparison.primary or math.isnan(v.p))]
+    ranked = sorted(others, key=lambda v: v.between["p"])
+    assert ranked[-1].p == ranked[-1].between["p"]
+    smallest = min(len(others) / k * v.between["p"] for k, v in enumerate(ranked, 1))
+    assert ranked[0].p == pytest.approx(smallest)
+    not_worse = [v for v in found if math.isnan(v.p)]
+    assert {v.comparison.name for v in not_worse} == {"ema_as_output", "checkpoints_give_nothing"}
+    assert {v.p_text for v in not_worse} == {"—"}
 
 
 def test_what_has_not_been_computed_is_said_and_counts_among_the_primary(project):
@@ -127,8 +130,8 @@ def test_what_has_not_been_computed_is_said_and_counts_among_the_primary(project
     assert "make study NAME=liti" in studies.question(study, [])
     assert len(studies.policies_table([])) == 0
     of_liti = [v for v in found if v.study == study]
-    assert all("пока нельзя сказать" in line for line in studies.lead(of_liti))
-    assert study_figures.forest(of_liti).count("мало обучений") == len(of_liti)
+    assert all("**Ещё не вычислено**" in line for line in studies.lead(of_liti))
+    assert study_figures.forest(of_liti).count("ещё не вычислено") == len(of_liti)
     assert study_figures.figures_of(study, []) == []
     assert study_figures.pareto({}) is None
     assert study_figures.agreement({}) is None
@@ -140,13 +143,13 @@ def test_a_training_counts_when_all_rows_of_a_curve_are_there_and_of_one_reward_
     rows = studies.load_rows(study)
     of_four = [row for row in rows if row["arm"] == "merged" and row["m"] == 4 and row["seed"] == 3]
     write_jsonl(study.path, [row for row in rows if row is not of_four[1]])
-    assert set(named(studies.verdicts(every))["four_against_one"].by_seed) == {1, 2, 4, 5, 6, 7, 8}
-    for of_other, counted in ((0.3001, 8), (0.35, 7)):  # θ_sft's reward by another reward model
+    assert set(named(studies.verdicts(every))["four_against_one"].by_seed) == {1, 2, 4, 5}
+    for of_other, counted in ((0.3001, 5), (0.35, 4)):  # θ_sft's reward by another reward model
         other = {"reward_model": "two", "sft_reward": of_other}
         write_jsonl(study.path, [row | (other if row is of_four[1] else {}) for row in rows])
         by_seed = named(studies.verdicts(every))["four_against_one"].by_seed
         assert len(by_seed) == counted
-        assert (3 in by_seed) == (counted == 8)
+        assert (3 in by_seed) == (counted == 5)
 
 
 def test_tables_are_the_rows(project):
@@ -172,8 +175,11 @@ def test_readme_has_the_claims_that_the_report_begins_with_in_english(project):
     assert len(cells) == len(studies.MAIN)
     four = named(found)["four_against_one"]
     mean, low, high = (f"{four.between[key]:.2f}" for key in ("mean", "low", "high"))
-    assert cells[0][2:] == [f"{mean} [{low} to {high}]", "8", "holds"]
-    assert cells[3][0] == "SLERP is above LERP at λ = 0.5, whatever the KL •"
+    kls = four.kls.replace(",", ".")
+    assert re.fullmatch(r"\d\.\d–\d\.\d", kls)
+    assert cells[1][2:] == [f"{mean} [{low} to {high}]", kls, "5", "holds"]
+    assert cells[6][0] == "SLERP is above LERP at λ = 0.5, whatever the KL •"
+    assert cells[6][3] == "—"
     assert [cell[0].endswith("•") for cell in cells].count(True) == 6
     assert not re.search("[а-яё]", "".join(lines), re.IGNORECASE)
 
@@ -181,7 +187,7 @@ def test_readme_has_the_claims_that_the_report_begins_with_in_english(project):
 def test_readme_says_how_many_trainings_are_missing(project):
     found = studies.verdicts(project(names=[]))
     for line in readme.claims_table(found).splitlines()[2:]:
-        assert re.search(r"\| — \| 0 of \d \| too few trainings \|$", line)
+        assert re.search(r"\| — \| — \| 0 of \d \| not computed yet \|$", line)
 
 
 def test_the_lemmas_are_checked_on_the_weights_that_were_measured(project):
@@ -232,7 +238,7 @@ def test_partial_rows_are_shown_and_said(project):
                 svg_text(figure_of(panel), figure.caption)
     found = studies.verdicts(every)
     assert all(v.effect.startswith("обучений: ") for v in found if not v.between)
-    assert f"мало обучений у {len(found)}." in claims.counted(found)
+    assert f"ещё не вычислены {len(found)}." in claims.counted(found)
 
 
 def test_two_trainings_give_no_verdict_where_three_are_asked_for(project):
@@ -294,8 +300,9 @@ def test_the_word_of_a_verdict():
     )  # Holm's p decides, though its interval is beyond zero
     assert corrected.word == studies.UNKNOWN
     assert corrected.between["low"] > 0
-    less = verdict(-0.04, -0.05, -0.06, -0.05, -0.05)  # told from zero, and nothing to speak of
-    assert (less.word, less.is_small) == (studies.REFUTED, True)
+    less = [-0.04, -0.05, -0.06, -0.05, -0.05]  # told from zero, and nothing to speak of
+    assert verdict(*less).word == studies.REFUTED
+    assert verdict(*less, expected="less").word == studies.LITTLE
     assert verdict(*clear, of=8).trainings == "обучений: 5 из 8"
     assert "обучений: 5 из 8" in verdict(*clear, of=8).sentence.replace("\u00a0", " ")
 
@@ -315,6 +322,7 @@ def test_every_outcome_has_a_first_sentence(project):
     names += ("fourth_is_worse", "t30_gains")
     outcomes = {
         studies.HOLDS: verdict(0.3, 0.32, 0.28),
+        studies.LITTLE: verdict(0.05, 0.06, 0.04),
         studies.REFUTED: verdict(-0.3, -0.32, -0.28),
         studies.ALIKE: verdict(0.01, -0.01, 0.0),
         studies.UNKNOWN: verdict(1, -1, 0.2),
@@ -334,30 +342,52 @@ def test_every_outcome_has_a_first_sentence(project):
         )
         assert len(sentences) == 3
         said.add(tuple(sentences))
-    assert len(said) == 5 ** len(names)
-    small = verdict(-0.04, -0.05, -0.06, -0.05, -0.05)
-    found = [
-        replace(v, between=small.between, p=0.01) if v.comparison.name == names[0] else v
-        for v in found
-    ]
-    first = claims.headline(found)[0]
-    assert first.startswith("**Слияние — способ обучать параллельно**")
-    assert "хотя и отличается" in first
+    assert len(said) == len(outcomes) ** len(names)
+
+
+@pytest.mark.parametrize(
+    ("expected", "differences", "word"),
+    [
+        ("not_less", (0.0, 0.02, -0.02, 0.01, 0.01), studies.HOLDS),
+        ("not_less", (-0.05, -0.05, -0.06, -0.04, -0.05), studies.HOLDS),
+        ("not_less", (-0.3, -0.3, -0.28, -0.31, -0.3), studies.REFUTED),
+        ("not_less", (-0.3, 0.3, 0.1, -0.2, 0.0), studies.UNKNOWN),
+        ("not_more", (0.05, 0.06, 0.05, 0.04, 0.05), studies.HOLDS),
+        ("not_more", (-0.5, -0.4, -0.6, -0.5, -0.5), studies.HOLDS),
+        ("not_more", (0.3, 0.3, 0.28, 0.31, 0.3), studies.REFUTED),
+    ],
+)
+def test_not_less_and_not_more_are_but_for_a_small_difference(expected, differences, word):
+    assert verdict(*differences, expected=expected).word == word
+
+
+def test_differences_along_the_curves_are_of_all_trainings():
+    """Ours is above theirs by 0.5, 0.6 and 0.7 at each KL; one training's curve ends at 9 nats."""
+
+    def line(above, to):
+        kls = np.array([1.0, 4.0, to])
+        return Curve(np.sqrt(kls).tolist(), (np.sqrt(kls) + above).tolist(), above)
+
+    pairs = {k: (line(0.4 + 0.1 * k, 16.0 - 7 * (k == 3)), line(0, 16.0)) for k in (1, 2, 3)}
+    v = replace(verdict(0.5, 0.6, 0.7), curves=pairs)
+    assert v.along == {3: "0,60 [0,35; 0,85]", 6: "0,60 [0,35; 0,85]", 10: "", 16: ""}
+    assert v.kls == "1,0–13,4"  # the mean of 4, 4 and 3, squared
+    table = studies.profile_table([v, verdict(0.5, 0.6, 0.7)])
+    assert table.iloc[:, 3].tolist() == ["—"]
+    assert list(table.columns)[1:3] == ["При KL 3 ната", "При KL 6 нат"]
 
 
 def test_what_it_means_follows_from_the_verdicts(project):
     for above, said in (
         (0.3, "Запуски стоит сливать"),
-        (0.0, "Слитые запуски заменяют один запуск"),
+        (0.0, "слитые запуски заменяют один запуск"),
     ):
         lines = claims.advice(studies.verdicts(project(above)))
         assert sum(said in line for line in lines) == 1
         assert all(line.startswith("- ") and "[@study_" in line for line in lines)
     for study in studies.load_studies():
         study.path.unlink()
-    assert claims.advice(studies.verdicts(studies.load_studies())) == [
-        "Пока ничего: обучений мало."
-    ]
+    assert claims.advice(studies.verdicts(studies.load_studies())) == ["Ещё ничего: обучений мало."]
 
 
 def test_the_cost_of_merging_is_told_in_time_too(project):
