@@ -28,7 +28,7 @@ help:
 	@echo "make test       all tests"
 	@echo "make torture    programs killed, interrupted and damaged at 60 moments; 40 minutes"
 	@echo "make lint       ruff, pyright, notebooks stored without outputs"
-	@echo "make bench      TRL and mergekit into environments of their own, then reports/performance.json"
+	@echo "make bench      TRL and mergekit into environments of their own, then reports/bench/performance.json"
 	@echo "make clean      remove caches and runs/smoke"
 	@echo "make distclean  remove .venv and all of runs/ too"
 
@@ -70,7 +70,7 @@ lint: .venv/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/$(STRIP) --verify notebooks/*.ipynb
 
-# Behind `make report`, whose reward model it takes; half an hour on two cores that do nothing else.
+# Behind `make report`, whose reward model it takes; three quarters of an hour on two cores that do nothing else.
 bench: $(READY) .venv-trl/.installed .venv-mergekit/.installed
 	@mkdir -p runs/bench
 	$(BIN)/papermill notebooks/performance.ipynb runs/bench/executed.ipynb -p measure True \
