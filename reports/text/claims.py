@@ -101,8 +101,7 @@ def _said(v: Verdict, by_word: Mapping[str, str]) -> str:
 
 def _told(v: Verdict) -> str:
     """Its effect, where, and on how many trainings it rests."""
-    where = f" при KL {v.kls} ната" if v.kls else ""
-    return f"{v.effect}{where}, {v.trainings}" if v.between else v.effect
+    return f"{v.effect}{v.where}, {v.trainings}" if v.between else v.effect
 
 
 def _along(v: Verdict) -> str:
@@ -116,7 +115,7 @@ def _along(v: Verdict) -> str:
 
 ADVICE = {  # by the comparison, what came of it -> what it means for who trains
     "liti_above_trajectory": {
-        HOLDS: "Если лишние шаги по карману, обучить дальше и вернуться интерполяцией лучше, чем "
+        HOLDS: "Если лишние шаги доступны, обучить дальше и вернуться интерполяцией лучше, чем "
         "остановиться раньше: сама интерполяция обучения не требует, лишние шаги требуют",
         ALIKE: "Остановиться раньше или обучить дальше и вернуться интерполяцией — одно и то же",
         REFUTED: "Остановиться раньше лучше, чем обучить дальше и вернуться интерполяцией",

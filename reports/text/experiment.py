@@ -200,7 +200,7 @@ def health(metrics: Rows, params: Mapping[str, Any]) -> list[str]:
         for stop in _stops(rows):
             sentences.append(
                 f"Запуск {m} итерации {i} остановлен на шаге {stop['step']}: KL к якорю "
-                f"{number(stop['kl_anchor'])} нат больше max_kl = {number(params['max_kl'])}; "
+                f"{number(stop['kl_anchor'])} ната больше max_kl = {number(params['max_kl'])}; "
                 "взяты веса до последнего обновления."
             )
         for column, what in (("same", "ответы одинаковы"), ("empty", "ответы пусты")):
@@ -258,7 +258,7 @@ def kl_text(summary: Mapping[str, Any]) -> str:
     """Both KLs of an experiment with their errors."""
     return (
         f"KL(sft‖warp) = {estimate_text(summary['kl_sft_warp'])}, "
-        f"KL(warp‖sft) = {estimate_text(summary['kl_warp_sft'])} нат на ответ"
+        f"KL(warp‖sft) = {estimate_text(summary['kl_warp_sft'])} ната на ответ"
     )
 
 

@@ -132,6 +132,7 @@ def small_curves(metrics: pd.DataFrame, title: str, shared_run_seed: bool) -> Ax
         place = {"textcoords": "offset points", "xytext": (5, -9 if k % 2 else 3), "fontsize": 9}
         ax.annotate(said, (end["step"], end["objective"]), color=style["color"], **place)
     last = max(metrics["step"].tolist())
+    ax.margins(y=0.2)  # for the labels
     ax.set_title(title, loc="left")
     ax.set(
         xlabel="Шаг t", ylabel="Целевая функция, баллы", xlim=(0.5, 1.25 * metrics["step"].max())

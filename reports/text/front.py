@@ -52,7 +52,7 @@ def front_conclusion(summary: Mapping[str, Any]) -> list[str]:
     grows = all(a["kl"]["mean"] <= b["kl"]["mean"] for a, b in itertools.pairwise(front))
     sentences = [
         f"KL {'растёт с η' if grows else 'с η растёт не всюду'} и при {eta_text(end['eta'])} равна "
-        f"{estimate_text(end['kl'])} нат на ответ.",
+        f"{estimate_text(end['kl'])} ната на ответ.",
         f"От SFT-модели до {eta_text(end['eta'])} награда меняется на "
         f"{estimate_text(end['gain'])} балла ({ONE_TRAINING}).",
     ]

@@ -33,11 +33,12 @@ def machine_text(results: Results) -> str:
     machine, peaks = results["machine"], results["steps"]["peaks"]
     year, month, day = machine["date"].split("-")
     where = machine["gpu"] or f"{machine['processor']} ({', '.join(machine['vector'])})"
-    beside = median(row["peaks"]["pair"] for row in results["steps"]["rounds"]["fp32"])
+    rounds = results["steps"]["rounds"]["fp32"]
+    alone, beside = (median(row["peaks"][mode] for row in rounds) for mode in ("alone", "pair"))
     return (
         f"Измерено {day}.{month}.{year}: {where}, потоков: {machine['threads']}, torch "
         f"{machine['torch']}, Python {machine['python']}. Пиковая производительность: "
-        f"float32 {peaks['fp32']:.0f}\u00a0Гфлоп/с одним процессом на всех ядрах, по "
+        f"float32 {alone:.0f}\u00a0Гфлоп/с одним процессом на всех ядрах, по "
         f"{beside:.0f} у двух процессов рядом; bf16 {number(peaks['bf16'], 1)}."
     )
 
@@ -266,7 +267,7 @@ def conclusion(results: Results) -> list[str]:
             third = {how: _nats(by_step[2]) for how, by_step in kl.items()}
             lines.append(
                 f"- {name}, продолженное после шага 2: KL к якорю на шаге 3 — {third['resumed']} "
-                f"нат на ответ, без остановки — {third['straight']}; {same}."
+                f"ната на ответ, без остановки — {third['straight']}; {same}."
             )
     return lines
 

@@ -37,8 +37,6 @@ CLAIMS = {  # comparisons that the report begins with: what is claimed, and by w
         "our question",
     ),
     "ema_above_sft": ("a KL to the EMA of the policy is above one to SFT", "Fig. 3b"),
-    "t30_gains": ("T = 30 gains more than T = 10, whatever the KL", "the seed's next step"),
-    "fourth_is_worse": ("WARP is below SFT in experiment 4, whatever the KL", "the seed report"),
 }
 WORDS = {
     HOLDS: "holds",

@@ -56,17 +56,15 @@ ORDER = (  # of the report's studies
     "iterations", "liti", "merge", "anchor", "seed_report", "next_step", "text", "sensitivity",
 )  # fmt: skip
 MAIN = {  # comparisons that the report begins with, in a few words
-    "four_iterations_against_one": "WARP целиком (4 итерации по 2) выше одного запуска в 8 раз длиннее",
-    "four_against_one": "4 слитых запуска выше одного вчетверо длиннее",
-    "two_against_one": "2 слитых запуска выше одного вдвое длиннее",
+    "four_iterations_against_one": "WARP целиком (I = 4, M = 2) выше запуска в 8 раз длиннее",
+    "four_against_one": "4 слитых запуска выше одного в 4 раза длиннее",
+    "two_against_one": "2 слитых запуска выше одного в 2 раза длиннее",
     "front_above_runs": "4 слитых запуска выше одного из них",
     "second_iteration": "Вторая итерация выше первой (шагов вдвое больше)",
     "liti_above_trajectory": "LITI выше траектории того же запуска",
     "slerp_above_lerp": "SLERP выше LERP при λ = 0,5 *",
     "slerp_above_lerp_at_equal_kl": "SLERP выше LERP",
     "ema_above_sft": "Якорь EMA выше якоря SFT",
-    "t30_gains": "T = 30 выше T = 10 *",
-    "fourth_is_worse": "Исходный отчёт: WARP ниже SFT *",
 }
 MARKS = {HOLDS: "✓", LITTLE: "✓", REFUTED: "✗", ALIKE: "≈", UNKNOWN: "?", NONE: "…"}
 AT = 3, 6, 10, 16  # nats, at which curves are compared one by one
@@ -122,6 +120,11 @@ class Verdict:
         return "–".join(dict.fromkeys(ends))
 
     @property
+    def where(self) -> str:
+        """« при KL 1,3–11,3 ната»; empty without curves."""
+        return f" при KL {self.kls} ната" if self.kls else ""
+
+    @property
     def along(self) -> dict[int, str]:
         """The effect at each of the KLs of `AT`; empty where not all of its trainings have both curves."""
         return {kl: self._at(kl**0.5) for kl in AT} if self.between and self.curves else {}
@@ -169,7 +172,7 @@ class Verdict:
         if not self.between:
             return f"{said} ({self.effect})."
         p = "" if math.isnan(self.p) else f", p\u00a0{self.p_text}"
-        return f"{said}. Разность {self.effect}, {self.trainings}{p}."
+        return f"{said}. Разность {self.effect}{self.where}, {self.trainings}{p}."
 
     @property
     def p_text(self) -> str:
@@ -284,16 +287,16 @@ def scaled(row: Row, measure: str) -> float:
 
 
 def mean_text(values: Sequence[float], places: int) -> str:
-    """«1,31 ± 0,08»: mean and standard error over trainings; an error that would be 0,00 has two more
-    places."""
+    """«1,31 ± 0,08»: mean and standard error over trainings, with more places where the error would be
+    0,00."""
     if not values:
         return "—"
     mean, exact = float(np.mean(values)), 10.0 ** (1 - places)
     if len(values) == 1:
         return number(mean, exact)
     error = float(np.std(values, ddof=1)) / len(values) ** 0.5
-    if 0 < error < exact / 20:
-        exact /= 100
+    while 0 < error < exact / 20:
+        exact /= 10
     return f"{number(mean, exact)}\u00a0±\u00a0{number(error, exact)}"
 
 
