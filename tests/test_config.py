@@ -163,14 +163,15 @@ def test_defaults_stay_those_that_named_results_were_made_with():
     """The names of stored runs and the digests of rows leave defaults out, so that later keys change none:
     another default would give old results to new parameters. It needs a new name for the key."""
     defaults = {
-        "steps": 10, "beta": 0.1, "mu": 0.01, "lr": 1e-6, "warmup_steps": 0, "batch_size": 16,
-        "completions_per_prompt": 1, "micro_batch": 0, "gradient_checkpointing": False, "max_grad_norm": 0.0,
-        "max_new_tokens": 24, "temperature": 1.0, "baseline": "none", "missing_eos_penalty": 0.0,
-        "anchor": "ema", "precision": "fp32", "lora_rank": 0, "lora_alpha": 16.0, "lora_targets": "all-linear",
-        "max_kl": 0.0, "policy": "asset:smollm2-135m-instruct", "reward_model": "runs/reward_model/model",
-        "positive_label": "", "prompts": "asset:movie-reviews", "prompts_column": "", "prompts_split": "train",
-        "prompt_words": 4, "max_prompt_tokens": 0, "chat_template": "auto", "eval_prompts": 128, "judge": "",
-        "iterations": 2, "runs": 2, "merge": "slerp", "eta": 0.5, "seed": 0, "shared_run_seed": False,
-        "eval_seed": 0,
+        "steps": 10, "beta": 0.1, "mu": 0.01, "lr": 1e-06, "warmup_steps": 0, "batch_size": 16,
+        "completions_per_prompt": 1, "micro_batch": 0, "gradient_checkpointing": False,
+        "max_grad_norm": 0.0, "max_new_tokens": 24, "temperature": 1.0, "baseline": "none",
+        "missing_eos_penalty": 0.0, "anchor": "ema", "precision": "fp32", "lora_rank": 0,
+        "lora_alpha": 16.0, "lora_targets": "all-linear", "max_kl": 0.0,
+        "policy": "asset:smollm2-135m-instruct", "reward_model": "runs/reward_model/model",
+        "positive_label": "", "prompts": "asset:movie-reviews", "prompts_column": "",
+        "prompts_split": "train", "prompt_words": 4, "max_prompt_tokens": 0,
+        "chat_template": "auto", "eval_prompts": 128, "judge": "", "iterations": 2, "runs": 2,
+        "merge": "slerp", "eta": 0.5, "seed": 0, "shared_run_seed": False, "eval_seed": 0,
     }  # fmt: skip
     assert defaults.items() <= WarpConfig(name="any").model_dump().items()
