@@ -717,7 +717,7 @@ def _forest_row(v: Verdict, reach: float, short: bool) -> str:
     wide = WIDTH - _x(-margin, reach)
     begin = 0.0 if expected in ("less", "not_more") else WIDTH - wide
     side = f'x="{begin:.0f}" width="{wide:.0f}" height="{ROW}"'
-    parts = [f'<rect {side} style="fill: {TINT}; fill-opacity: 0.09"/>']
+    parts = [f'<rect {side} style="fill: {TINT}; fill-opacity: var(--tint, .09)"/>']
     parts.append(f'<path d="M{zero:.0f} 0V{ROW}" style="stroke: currentColor"/>')
     parts += _interval(v, reach)
     name = html.escape(unbroken(MAIN[v.comparison.name] if short else v.comparison.claim))
