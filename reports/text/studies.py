@@ -410,19 +410,16 @@ def question(study: Study, rows: Sequence[Row]) -> str:
     """What is asked, and how much of it has been computed, on what."""
     if not rows:
         return f"{study.claim} Ещё не вычислено: строки получает `make study NAME={study.name}`."
-    asked, seeds = len(wanted(study)), {row["seed"] for row in rows if row["seed"] is not None}
+    asked = len(wanted(study))
     devices, precisions = (
         ", ".join(sorted({row[key] for row in rows})) for key in ("device", "precision")
     )
-    much = f"обучений с разными seed: {len(seeds)} из {len(study.seeds)}, политик: {len(rows)} из {asked}"
-    much += f", у каждой {rows[0]['reward']['n']} отложенных промптов"
-    missing = (
-        ""
-        if len(rows) == asked
-        else f" Остальные ещё не вычислены (`make study NAME={study.name}`): рисунки и числа "
-        "раздела — по тому, что есть."
-    )
-    return f"{study.claim} Вычислено: {much}; {devices}, {precisions.replace('fp32', 'float32')}.{missing}"
+    many, missing = f"Обучений: {len(study.seeds)}, политик: {asked}", ""
+    if len(rows) < asked:
+        many = f"Готово политик: {len(rows)} из {asked}"
+        missing = f" Остальные вычисляет `make study NAME={study.name}`; числа — по тому, что есть."
+    many += f"; у каждой {rows[0]['reward']['n']} отложенных промптов"
+    return f"{study.claim} {many}; {devices}, {precisions.replace('fp32', 'float32')}.{missing}"
 
 
 def further_tables(study: Study, rows: Sequence[Row]) -> dict[str, tuple[str, pd.DataFrame]]:
@@ -432,7 +429,8 @@ def further_tables(study: Study, rows: Sequence[Row]) -> dict[str, tuple[str, pd
         tables["lemmas"] = ("Леммы статьи на настоящих весах, по обучениям.", lemmas_table(rows))
     if study.name == "iterations":
         tables["cost"] = (
-            "Цена обучения: минут всего и на отдельных машинах, медиана по обучениям.",
+            "Цена обучения, минуты, медиана по обучениям: всего и самой долгой цепочки запусков, сколько "
+            "длилось бы обучение на отдельных машинах. Измерено на двух ядрах, занятых двумя запусками.",
             cost_table(rows),
         )
     return {label: each for label, each in tables.items() if len(each[1])}
@@ -450,8 +448,9 @@ def cost_sentence(rows: Sequence[Row]) -> str:
     if merged is None or alone is None:
         return ""
     return (
-        f"Обучение четырёх запусков на отдельных машинах длится {number(merged, 1)} мин, одного запуска "
-        f"вчетверо длиннее — {number(alone, 1)} мин (медианы по обучениям; [@study_iterations:cost])."
+        f"Самый долгий из четырёх запусков, а столько длилось бы обучение на отдельных машинах, занимает "
+        f"{number(merged, 1)} мин, один запуск вчетверо длиннее — {number(alone, 1)} мин (медианы по "
+        "обучениям; [@study_iterations:cost])."
     )
 
 

@@ -163,7 +163,7 @@ def test_tables_are_the_rows(project):
         for name, of_policy in studies.grouped(rows, studies.policy_name).items():
             rewards = [row["reward"]["mean"] for row in of_policy]
             assert table.loc[name, "Награда"] == studies.mean_text(rewards, 2)
-        assert "обучений" in studies.question(study, rows).lower()
+        assert f"Обучений: {len(study.seeds)}, " in studies.question(study, rows)
     assert studies.mean_text([1.0, 2.0, 3.0], 2) == "2,00\u00a0±\u00a00,58"
     assert studies.mean_text([1.234], 2) == "1,23"
 
@@ -232,7 +232,7 @@ def test_partial_rows_are_shown_and_said(project):
     for study in every:
         rows = [row for row in studies.load_rows(study) if row["seed"] in (None, 1)][:7]
         write_jsonl(study.path, rows)
-        assert "Остальные ещё не вычислены" in studies.question(study, rows)
+        assert "Остальные вычисляет" in studies.question(study, rows)
         for figure in study_figures.figures_of(study, rows):
             for panel in figure.panels:
                 svg_text(figure_of(panel), figure.caption)
@@ -393,7 +393,7 @@ def test_what_it_means_follows_from_the_verdicts(project):
 def test_the_cost_of_merging_is_told_in_time_too(project):
     iterations = next(study for study in project() if study.name == "iterations")
     rows = studies.load_rows(iterations)
-    assert "длится 1,0 мин" in studies.cost_sentence(rows).replace("\u00a0", " ")
+    assert "занимает 1,0 мин" in studies.cost_sentence(rows).replace("\u00a0", " ")
     assert studies.cost_sentence([row for row in rows if row["arm"] != "merged"]) == ""
 
 
