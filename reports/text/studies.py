@@ -92,14 +92,14 @@ class Verdict:
         if not self.between:
             return NONE
         claimed = 1 if self.comparison.expected in ("more", "not_less") else -1
-        against = claimed * self.between["mean"] < 0
+        worst, best = sorted(claimed * self.between[end] for end in ("low", "high"))
         if self.comparison.expected.startswith("not"):
-            if min(claimed * self.between["low"], claimed * self.between["high"]) > -SMALL:
+            if worst > -SMALL:
                 return HOLDS
-            return REFUTED if against and self.p < ALPHA else UNKNOWN
+            return REFUTED if best < 0 else UNKNOWN
         if self.p >= ALPHA:
             return ALIKE if self.is_small else UNKNOWN
-        if against:
+        if claimed * self.between["mean"] < 0:
             return REFUTED
         return LITTLE if self.is_small else HOLDS
 
