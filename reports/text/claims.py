@@ -72,6 +72,7 @@ def headline(found: Sequence[Verdict]) -> list[str]:
     """What a colleague would want to be told, in three sentences."""
     by_name = {v.comparison.name: v for v in found}
     liti, on = by_name["liti_above_trajectory"], by_name["long_run_goes_on"]
+    beyond = by_name["beyond_against_one"]
     worth, whole, lerp, anchor, fourth, longer = (
         _said(by_name[name], by_word)
         for name, by_word in (
@@ -85,7 +86,9 @@ def headline(found: Sequence[Verdict]) -> list[str]:
     )
     further = ""
     if on.word == HOLDS:
-        further = f"; дальше по KL доходит один запуск: при η = 1 его награда выше на {on.effect}"
+        further = f"; дальше по KL уходит один запуск (при η = 1 награда на {on.effect} больше)"
+        if beyond.word in (HOLDS, LITTLE):
+            further += f", слияние с η до 1,5 там ниже ({beyond.effect})"
     return [
         f"{worth}{further}; {whole}.",
         f"{_said(liti, ABOVE)}{_along(liti)}; {lerp}; {anchor}.",
@@ -129,8 +132,8 @@ ADVICE = {  # by the comparison, what came of it -> what it means for who trains
         "несколько, а времени мало",
     },
     "beyond_against_one": {
-        HOLDS: "Экстраполяция слияния (η больше 1) длинного запуска не заменяет: она ниже его фронта",
-        LITTLE: "Экстраполяция слияния (η больше 1) почти заменяет длинный запуск: она чуть ниже",
+        HOLDS: "К большим KL слияние доводит η больше 1, но фронт там ниже, чем у длинного запуска",
+        LITTLE: "К большим KL слияние доводит η больше 1, фронт там лишь чуть ниже, чем у длинного запуска",
         ALIKE: "К большим KL слияние доводит η больше 1: фронт остаётся тем же, что у длинного запуска",
         REFUTED: "К большим KL слияние доводит η больше 1, и фронт выше, чем у длинного запуска",
     },

@@ -68,6 +68,27 @@ def test_time_is_left_by_run_and_an_evaluation_moves_the_bar(now, tmp_path):
     assert line.closed
 
 
+def test_a_run_that_goes_back_to_its_checkpoint_has_time_left_by_the_steps_from_there(
+    now, tmp_path
+):
+    store = Store(tmp_path)
+    run = Task("run", print, {}, label="one, run 1", steps=20)
+    work, log = Progress(store, [run]), store.log(run)
+    work.running = [run]
+    log.parent.mkdir(parents=True)
+    log.write_text('{"step": 9}\n')  # of a process that was killed there
+    look = progress.bar("one")
+    look(work)
+    now[0] += 50
+    log.write_text('{"step": 5}\n')
+    look(work)
+    assert Line.made[0].said == "one, run 1 behind step 5"
+    now[0] += 100
+    log.write_text('{"step": 10}\n')
+    look(work)
+    assert Line.made[0].said == "one, run 1 behind step 10, 3 min left"
+
+
 def test_a_task_that_another_machine_computes_is_said_to_be_there(tmp_path):
     store = Store(tmp_path)
     task = Task("run", print, {}, label="one, run 1", steps=20)

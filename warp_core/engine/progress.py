@@ -111,9 +111,8 @@ def bar(name: str) -> Callable[[Progress], None]:
     bar moves meanwhile and is full only at the end.
     """
     shown: list[tqdm] = []
-    seen: dict[
-        str, tuple[float, int]
-    ] = {}  # of a task: when it was first seen running, its step then
+    # Of a task: when it was first seen running, its step then; anew where it goes back to its checkpoint.
+    seen: dict[str, tuple[float, int]] = {}
     speed = [0.0]  # steps a second of one running task, the last that was seen
 
     def look(progress: Progress) -> None:
@@ -122,12 +121,15 @@ def bar(name: str) -> Callable[[Progress], None]:
             shown.append(tqdm(desc=name, total=progress.total, initial=done, mininterval=5))
         places, guessed = [], 0.0
         for task in list(progress.running):
-            began, first = seen.setdefault(task.name, (now, progress.step(task)))
-            passed, steps = now - began, progress.step(task) - first
+            step = progress.step(task)
+            began, first = seen.get(task.name, (now, step))
+            if step <= first:
+                began, first = seen[task.name] = (now if step < first else began), step
+            passed, steps = now - began, step - first
             if task.steps and steps and passed:
                 speed[0] = steps / passed
             work = progress.work.get(task.name, 0)
-            at = progress.step(task) if task.steps else min(passed * speed[0], 0.95 * work)
+            at = step if task.steps else min(passed * speed[0], 0.95 * work)
             guessed += 0 if task.steps else at
             left = f", {_minutes((work - at) / speed[0])} left" if speed[0] and work else ""
             places.append(f"{progress.place(task)}{left}")
