@@ -371,6 +371,7 @@ def grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Ro
 ARMS = {  # of the studies of this project
     "ema": "якорь EMA", "sft": "якорь SFT", "sft_weak": "якорь SFT, β = 0.01", "free": "без штрафа",
     "five": "пять запусков", "long": "один длинный", "merged": "четыре запуска", "single": "один запуск",
+    "beyond": "четыре запуска",
     "iterated": "по два запуска", "base": "μ, β и η обычные", "mu_slow": "μ = 0.01", "mu_fast": "μ = 0.2",
     "beta_weak": "β = 0.05", "beta_strong": "β = 0.2", "eta_03": "η = 0.3 между итерациями",
     "eta_05": "η = 0.5 между итерациями", "eta_08": "η = 0.8 между итерациями",

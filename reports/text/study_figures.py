@@ -204,11 +204,18 @@ def _seed_report(study: Study, rows: Sequence[Row]) -> list[Shown]:
     return []  # `figures.by_experiment` shows it beside the experiments of the report
 
 
+def _with_beyond(rows: Sequence[Row]) -> list[Row]:
+    """The merge beyond η = 1 as a part of its front; an arm of its own, so that comparisons of the front end
+    at 1."""
+    return [{**row, "arm": "merged"} if row["arm"] == "beyond" else row for row in rows]
+
+
 def _iterations(study: Study, rows: Sequence[Row]) -> list[Shown]:
+    rows = _with_beyond(rows)
     of_four = [c for c in study.curves if c["arm"] == "merged" or c.get("t") in (60, 120)]
     caption = (
-        "Фронты слитых запусков (LITI с η от 0,3 до 1) и одного запуска, у которого столько же шагов "
-        f"обучения, сколько у них вместе. {THIN}"
+        "Фронты слитых запусков (LITI с η от 0,3 до 1, у четырёх до 1,5) и одного запуска, у которого "
+        f"столько же шагов обучения, сколько у них вместе. {THIN}"
     )
     data, sft = data_of(rows, "kl", "reward"), sft_of(rows)
     fronts = [of_curve(each, rows) for each in of_four]
@@ -612,7 +619,7 @@ def _sensitivity(study: Study, rows: Sequence[Row]) -> list[Shown]:
 def pareto(studies: Mapping[str, Sequence[Row]]) -> Shown | None:
     """The plane of KL and reward: θ_sft, the trajectory and the LITI of one long run, the front of four
     merged runs; of the studies' rows by name. None without any."""
-    of_long, of_merged = studies.get("liti", ()), studies.get("iterations", ())
+    of_long, of_merged = studies.get("liti", ()), _with_beyond(studies.get("iterations", ()))
     of_both = [*of_merged, *of_long]
     methods = {
         "SLERP 4 запусков по 30 шагов, LITI": (
@@ -641,7 +648,8 @@ def pareto(studies: Mapping[str, Sequence[Row]]) -> Shown | None:
     above(ax, columns=1)
     caption = (
         "Награда и KL к SFT-модели при равном числе шагов обучения: фронты LITI четырёх слитых запусков и "
-        "одного запуска вчетверо длиннее (знаки слева направо — η до 1) и траектория такого запуска. "
+        "одного запуска вчетверо длиннее (знаки слева направо — η до 1, у слияния до 1,5) и траектория "
+        "такого запуска. "
         f"{THIN}"
     )
     every = [row for rows, _ in found.values() for row in rows]
