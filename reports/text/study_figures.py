@@ -205,8 +205,8 @@ def _seed_report(study: Study, rows: Sequence[Row]) -> list[Shown]:
 
 
 def _with_beyond(rows: Sequence[Row]) -> list[Row]:
-    """The merge beyond η = 1 as a part of its front; an arm of its own, so that comparisons of the front end
-    at 1."""
+    """The merge beyond η = 1 as a part of its front; an arm of its own, so that comparisons of the front
+    end at 1."""
     return [{**row, "arm": "merged"} if row["arm"] == "beyond" else row for row in rows]
 
 
