@@ -216,7 +216,8 @@ def verdicts(studies: Sequence[Study]) -> list[Verdict]:
             between = between_trainings(values) if len(values) >= needed else {}
             found.append((study, comparison, by_seed, between))
     ps = _corrected([(comparison, between) for _, comparison, _, between in found])
-    return [Verdict(*each, *more) for each, *more in zip(found, ps, of, curves, strict=True)]
+    every = zip(found, ps, of, curves, strict=True)
+    return [Verdict(*each, p, n, pairs) for each, p, n, pairs in every]
 
 
 def _corrected(found: Sequence[tuple[Comparison, Mapping[str, float]]]) -> list[float]:
