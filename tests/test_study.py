@@ -247,6 +247,13 @@ def test_policies_that_an_arm_does_not_have_are_refused(made, points, said):
     assert said in str(caught.value)
 
 
+def test_an_ema_behind_an_update_that_is_taken_back_is_refused(made):
+    points = {"arm": "many", "what": "ema", "m": [1]}
+    assert wanted(made(policies=[points]))
+    with pytest.raises(ConfigError, match="max_kl: 3; an EMA has followed the update"):
+        wanted(made(policies=[points], arms={"many": {"runs": 3, "max_kl": 3.0}}))
+
+
 COMPARED = {"name": "a", "ours": {"arm": "many", "what": "slerp", "m": 2, "eta": 1.0}}
 
 
@@ -259,6 +266,10 @@ COMPARED = {"name": "a", "ours": {"arm": "many", "what": "slerp", "m": 2, "eta":
         ({"theirs": {"arm": "many", "whatever": 1}}, "whatever: unknown parameter"),
         ({"theirs": {"what": "sft"}, "measure": "beauty"}, "measure: 'beauty' given"),
         ({"theirs": {"what": "sft"}, "measure": "judge"}, "no `judge` is set"),
+        (
+            {"theirs": {"what": "sft"}, "measure": "kl", "expected": "not_less"},
+            "not_less is of rewards, which alone have a margin",
+        ),
     ],
 )
 def test_a_comparison_that_cannot_be_is_refused(made, comparison, said):

@@ -195,14 +195,13 @@ def load_studies(folder: Path = Path("params")) -> list[Study]:
 
 
 def family(study: Study) -> list[Study]:
-    """The studies whose primary comparisons are corrected together with this one's: the report's, or it
-    alone."""
+    """The studies whose comparisons are corrected together with this one's: the report's, or it alone."""
     every = load_studies()
     return every if study in every else [study]
 
 
 def verdicts(studies: Sequence[Study]) -> list[Verdict]:
-    """Of all comparisons of these studies, together, since Holm counts the primary ones."""
+    """Of all comparisons of these studies, together, since p is corrected for how many they are."""
     found: list[tuple[Study, Comparison, dict[int, float], dict[str, float]]] = []
     of, curves = [], []
     for study in studies:

@@ -192,6 +192,19 @@ def test_texts_by_others_are_these_characters_and_nothing_else(attack):
         assert len(same) >= len(own)
 
 
+@pytest.mark.parametrize(
+    ("method", "lam", "said"),
+    [
+        ("slerp", None, "1/m at step m (Eq. 26), in this order"),
+        ("lerp", None, "1/M each"),
+        ("slerp", 0.3, "0.3 for the second of two"),
+    ],
+)
+def test_a_merges_card_says_how_its_runs_are_weighed(method, lam, said):
+    how = {"method": method, "granularity": "layer", "lam": lam, "eta": 1.0}
+    assert f"- λ of the runs: {said}\n" in merge_card(Path("init"), [Path("a"), Path("b")], **how)
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_merges_folders_are_these_characters_and_nothing_else(attack):
     how = {"method": "slerp", "granularity": "layer", "lam": None, "eta": 1.0}

@@ -377,6 +377,13 @@ def test_differences_along_the_curves_are_of_all_trainings():
     assert list(table.columns)[1:3] == ["При KL 3 ната", "При KL 6 нат"]
 
 
+def test_every_word_has_its_sentence():
+    told = (claims.WORTH, claims.WHOLE, claims.ABOVE, claims.BY_LERP, claims.BY_ANCHOR)
+    for by_word in (*told, claims.FOURTH, claims.LONGER, claims.SAID, readme.WORDS):
+        assert by_word.keys() == studies.MARKS.keys()
+    assert readme.CLAIMS.keys() == studies.MAIN.keys()
+
+
 def test_what_it_means_follows_from_the_verdicts(project):
     for above, said in (
         (0.3, "Запуски стоит сливать"),
