@@ -98,7 +98,7 @@ def byline(project: Project) -> str:
         *([f"{_newest(project):%d.%m.%Y}"] if origins else []),
         f"коммит {', '.join(commits) or 'неизвестен'}",
         *devices,
-        f"{minutes:.0f} мин вычислений без исследований",
+        f"{minutes:.0f} мин вычислений (исследования — сверх того)",
         "Apache-2.0",
     ]
     return " · ".join(facts)

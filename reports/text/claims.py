@@ -12,8 +12,8 @@ WORTH = {
     HOLDS: f"**Слияние окупается**: {FRONTS} выше фронта одного запуска вчетверо длиннее",
     LITTLE: f"**Слияние окупается, но мало**: {FRONTS} чуть выше фронта одного запуска вчетверо длиннее",
     REFUTED: f"**Слияние проигрывает**: {FRONTS} ниже фронта одного запуска вчетверо длиннее",
-    ALIKE: f"**Слияние — способ обучать параллельно**: {FRONTS} неотличим от фронта одного запуска "
-    "вчетверо длиннее",
+    ALIKE: "**Слияние позволяет обучать параллельно, но не даёт больше награды, чем один запуск с тем же "
+    f"числом шагов**: {FRONTS} неотличим от фронта одного запуска вчетверо длиннее",
     UNKNOWN: f"**Окупается ли слияние, по этим обучениям не сказать**: {FRONTS} против фронта одного "
     "запуска вчетверо длиннее",
     NONE: "**Окупается ли слияние, ещё не вычислено**: четыре слитых запуска и один вчетверо длиннее",
@@ -72,7 +72,6 @@ def headline(found: Sequence[Verdict]) -> list[str]:
     """What a colleague would want to be told, in three sentences."""
     by_name = {v.comparison.name: v for v in found}
     liti, on = by_name["liti_above_trajectory"], by_name["long_run_goes_on"]
-    beyond = by_name["beyond_against_one"]
     worth, whole, lerp, anchor, fourth, longer = (
         _said(by_name[name], by_word)
         for name, by_word in (
@@ -86,9 +85,7 @@ def headline(found: Sequence[Verdict]) -> list[str]:
     )
     further = ""
     if on.word == HOLDS:
-        further = f"; дальше по KL уходит один запуск (при η = 1 награда на {on.effect} больше)"
-        if beyond.word in (HOLDS, LITTLE):
-            further += f", слияние с η до 1,5 там ниже ({beyond.effect})"
+        further = f"; один запуск уходит дальше по KL (при η = 1 у него на {on.effect} больше)"
     return [
         f"{worth}{further}; {whole}.",
         f"{_said(liti, ABOVE)}{_along(liti)}; {lerp}; {anchor}.",
@@ -103,13 +100,13 @@ def _said(v: Verdict, by_word: Mapping[str, str]) -> str:
 
 
 def _told(v: Verdict) -> str:
-    """Its effect, where, and on how many trainings it rests."""
-    return f"{v.effect}{v.where}, {v.trainings}" if v.between else v.effect
+    """Its effect, where, on how many trainings it rests, and where it is another."""
+    return f"{v.effect}{v.where}, {v.trainings}{v.unlike}" if v.between else v.effect
 
 
 def _along(v: Verdict) -> str:
     """How a difference changes along the curves; empty where it is known at fewer than two KLs."""
-    told = [(kl, text) for kl, text in v.along.items() if text]
+    told = [(kl, there.effect_alone) for kl, there in v.along.items()]
     if len(told) < 2:
         return ""
     (first, begin), (last, end) = told[0], told[-1]
@@ -142,8 +139,8 @@ ADVICE = {  # by the comparison, what came of it -> what it means for who trains
     "slerp_above_lerp_at_equal_kl": {
         HOLDS: "Сливать стоит SLERP: LERP ниже и при η больше 1",
         LITTLE: "SLERP лишь чуть лучше, чем LERP с η больше 1",
-        ALIKE: "SLERP или LERP, фронта не меняет (проверено при M = 4): под прямым углом LERP с η больше 1 "
-        "лежит на том же фронте",
+        ALIKE: "Выбор между SLERP и LERP фронта не меняет (проверено при M = 4): под прямым углом LERP с η "
+        "больше 1 лежит на том же фронте",
         REFUTED: "Сливать стоит LERP с η больше 1: SLERP ниже",
     },
     "second_iteration": {
@@ -155,8 +152,7 @@ ADVICE = {  # by the comparison, what came of it -> what it means for who trains
     "ema_above_sft": {
         HOLDS: "Якорь EMA лучше якоря SFT и при равной KL",
         LITTLE: "Якорь EMA и при равной KL лишь чуть лучше якоря SFT",
-        ALIKE: "Якоря EMA и SFT с одним β при равной KL неразличимы: якорь решает лишь, как далеко "
-        "уйдёт запуск",
+        ALIKE: "Якоря EMA и SFT с одним β при равной KL в среднем неразличимы",
         REFUTED: "При равной KL якорь SFT лучше якоря EMA",
     },
     "less_diverse": {
@@ -178,18 +174,28 @@ def advice(found: Sequence[Verdict]) -> list[str]:
 
 
 def counted(found: Sequence[Verdict]) -> str:
-    """How many of the claims hold, do not, cannot be told."""
+    """How many of the paper's claims, and of the others, hold, do not, cannot be told."""
+    paper = of_paper(found)
+    others = [v for v in found if v not in paper]
+    return (
+        f"Из утверждений статьи (их {len(paper)}) {_tally(paper)}. Из остальных, наших и исходного "
+        f"отчёта (их {len(others)}), {_tally(others)}. Утверждения статьи (фронты и траектории "
+        "сравниваются при равной KL):"
+    )
+
+
+def _tally(found: Sequence[Verdict]) -> str:
     n = {word: sum(v.word == word for v in found) for word in SAID}
     little = f" (из них {n[LITTLE]} — мало)" if n[LITTLE] else ""
-    refuted = f"опровергнуты {n[REFUTED]}" if n[REFUTED] else "не опровергнуто ни одного"
-    said = (
-        f"подтвердились {n[HOLDS] + n[LITTLE]}{little}, {refuted}, неразличимы стороны в {n[ALIKE]}"
-    )
-    missing = f", ещё не вычислены {n[NONE]}" if n[NONE] else ""
-    return (
-        f"Из {len(found)} утверждений {said}, сказать нельзя о {n[UNKNOWN]}{missing}. Из утверждений "
-        "статьи (фронты и траектории сравниваются при равной KL):"
-    )
+    told = {
+        f"подтвердились {n[HOLDS] + n[LITTLE]}{little}": n[NONE] < len(found),
+        f"опровергнуты {n[REFUTED]}": n[REFUTED],
+        "не опровергнуто ни одного": n[NONE] < len(found) and not n[REFUTED],
+        f"у {n[ALIKE]} стороны неразличимы": n[ALIKE],
+        f"сказать нельзя о {n[UNKNOWN]}": n[UNKNOWN],
+        f"ещё не вычислены {n[NONE]}": n[NONE],
+    }
+    return ", ".join(text for text, is_said in told.items() if is_said)
 
 
 def of_paper(found: Sequence[Verdict]) -> list[Verdict]:
@@ -199,7 +205,7 @@ def of_paper(found: Sequence[Verdict]) -> list[Verdict]:
 
 SAID = {
     REFUTED: "Опровергается",
-    ALIKE: f"Неразличимо (в пределах {decimal(SMALL)} балла)",
+    ALIKE: f"Не подтверждается, стороны неразличимы (в пределах {decimal(SMALL)} балла)",
     UNKNOWN: "Нельзя сказать",
     LITTLE: f"Подтверждается, но мало (меньше {decimal(SMALL)} балла)",
     HOLDS: "Подтверждается",
@@ -216,7 +222,7 @@ def sorted_out(found: Sequence[Verdict]) -> list[str]:
         by_study: dict[str, list[str]] = {}
         for v in of_word:
             figure = v.comparison.source.removeprefix("статья, ")
-            effect = f"{v.effect}; " if told else ""
+            effect = f"{v.effect}{v.unlike}; " if told else ""
             said = (
                 f"{lowered(v.comparison.claim).removeprefix('при равной KL ')} ({effect}{figure})"
             )

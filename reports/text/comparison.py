@@ -80,7 +80,15 @@ def experiments_table(
             percent(one["text"]["warp"]["distinct_pairs"]),
         ]
         table.append(cells)
-    columns = ["Опыт", "lr", "Прогрев", "Seed", "Прирост награды", "KL(sft‖warp)", "KL(warp‖sft)"]
+    columns = [
+        "Эксперимент",
+        "lr",
+        "Прогрев",
+        "Seed",
+        "Прирост награды",
+        "KL(sft‖warp)",
+        "KL(warp‖sft)",
+    ]
     columns += ["Прирост по обучениям (их число)", "Угол", "Разных пар, %"]
     return pd.DataFrame(table, columns=columns)
 
@@ -98,7 +106,7 @@ def seed_comparison(summaries: Summaries) -> pd.DataFrame:
         rows.append((label(name), *cells))
     names = ("Награда WARP − SFT", "KL(sft‖warp), нат", "KL(warp‖sft), нат")
     columns = [f"{name}: {whose}" for name in names for whose in ("исходный отчёт", "у нас")]
-    return pd.DataFrame(rows, columns=["Опыт", *columns])
+    return pd.DataFrame(rows, columns=["Эксперимент", *columns])
 
 
 def questions(summaries: Summaries, found: Sequence[Verdict]) -> list[str]:
@@ -173,7 +181,7 @@ def seed_verdicts(summaries: Summaries) -> pd.DataFrame:
         verdict(
             "Без прогрева модель сдвигается дальше, чем с ним, но меньше чем на нат",
             kl[first] < kl[second] < 1,
-            kl_text(s[second]),
+            f"{kl_text(s[second])} против {estimate_text(s[first]['kl_warp_sft'])} с прогревом",
         )
     if SEED_FIGURES.keys() <= s.keys():
         verdict(
@@ -182,7 +190,7 @@ def seed_verdicts(summaries: Summaries) -> pd.DataFrame:
                 s[third][kind]["mean"] == max(one[kind]["mean"] for one in s.values())
                 for kind in ("kl_sft_warp", "kl_warp_sft")
             ),
-            kl_text(s[third]),
+            f"{kl_text(s[third])} против {estimate_text(s[fourth]['kl_warp_sft'])} в четвёртом",
         )
     if third in s:
         rewards = s[third]["training_reward"]
@@ -195,7 +203,8 @@ def seed_verdicts(summaries: Summaries) -> pd.DataFrame:
         verdict(
             "Четвёртый эксперимент лежит между вторым и третьим",
             kl[second] < kl[fourth] < kl[third],
-            kl_text(s[fourth]),
+            f"{kl_text(s[fourth])}, между {estimate_text(s[second]['kl_warp_sft'])} и "
+            f"{estimate_text(s[third]['kl_warp_sft'])}",
         )
     if SEED_FIGURES.keys() <= s.keys():
         verdict(

@@ -311,10 +311,10 @@ def by_experiment(
     kl.yaxis.set_minor_locator(NullLocator())
     kl.set_ylabel("KL(warp‖sft), нат на ответ")
     for ax in (gain, kl):
-        for cross, name in (("x", "из таблицы, один seed"), ("+", "из таблицы, свои seed")):
-            ax.plot([], [], cross, color=BLACK, markersize=8, label=name)
         ax.set(xlabel="Эксперимент", xlim=(0.5, 4.5))
         ax.set_xticks([1, 2, 3, 4], ["1", "2", "3", "4"])
         ax.grid(axis="x", visible=False)
-        above(ax, columns=1)
+    for cross, name in (("x", "этот отчёт, один seed"), ("+", "этот отчёт, свои seed")):
+        gain.plot([], [], cross, color=BLACK, markersize=8, label=name)
+    above(gain, columns=2)
     return [gain, kl]

@@ -9,7 +9,7 @@ from reports.text.words import NBSP
 from warp_core.config import ConfigError
 
 EXPERIMENTS = {  # columns of `experiments_table`
-    "Опыт": "experiment",
+    "Эксперимент": "experiment",
     "Прирост награды": "gain in reward",
     "KL(sft‖warp)": "KL(sft‖warp)",
     "KL(warp‖sft)": "KL(warp‖sft)",
@@ -28,7 +28,10 @@ CLAIMS = {  # comparisons that the report begins with: what is claimed, and by w
         "two merged runs are above one run of twice the steps with its LITI",
         "our question",
     ),
-    "front_above_runs": ("four merged runs are above one of them with its LITI", "Fig. 4b"),
+    "front_above_runs": (
+        "four merged runs are above one of them, of a quarter of the steps, with its LITI",
+        "Fig. 4b",
+    ),
     "second_iteration": ("the second iteration is above the first, of half the steps", "Fig. 4c"),
     "liti_above_trajectory": ("a run's LITI is above its own trajectory", "Fig. 4a"),
     "slerp_above_lerp": ("SLERP is above LERP at λ = 0.5, whatever the KL", "Fig. 3c"),

@@ -67,7 +67,7 @@ def deviations_table(base: Mapping[str, Any], studies: Mapping[str, Any]) -> pd.
     of_studies |= {
         "mu": f"{decimal(studies['mu'])} (от 0,01 до 0,2)",
         "differ": "seed: промптами и ответами",
-        "trainings": "3–8",
+        "trainings": "3 или 5",
     }
     columns = (PAPER, SEED_REPORT, ours, of_studies)
     rows = [(name, *(column.get(key, "—") for column in columns)) for key, name in NAMES.items()]

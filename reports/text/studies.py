@@ -59,7 +59,7 @@ MAIN = {  # comparisons that the report begins with, in a few words
     "four_iterations_against_one": "WARP целиком (I = 4, M = 2) выше запуска в 8 раз длиннее",
     "four_against_one": "4 слитых запуска выше одного в 4 раза длиннее",
     "two_against_one": "2 слитых запуска выше одного в 2 раза длиннее",
-    "front_above_runs": "4 слитых запуска выше одного из них",
+    "front_above_runs": "4 слитых запуска выше одного из них (шагов вчетверо больше)",
     "second_iteration": "Вторая итерация выше первой (шагов вдвое больше)",
     "liti_above_trajectory": "LITI выше траектории того же запуска",
     "slerp_above_lerp": "SLERP выше LERP при λ = 0,5 *",
@@ -67,7 +67,7 @@ MAIN = {  # comparisons that the report begins with, in a few words
     "ema_above_sft": "Якорь EMA выше якоря SFT",
 }
 MARKS = {HOLDS: "✓", LITTLE: "✓", REFUTED: "✗", ALIKE: "≈", UNKNOWN: "?", NONE: "…"}
-AT = 3, 6, 10, 16  # nats, at which curves are compared one by one
+AT = 3, 6, 9, 12  # nats, at which curves are compared one by one
 
 
 @dataclass(frozen=True)
@@ -121,20 +121,38 @@ class Verdict:
 
     @property
     def where(self) -> str:
-        """« при KL 1,3–11,3 ната»; empty without curves."""
-        return f" при KL {self.kls} ната" if self.kls else ""
+        """« в среднем по KL 1,3–11,3 ната», over which a difference is a mean; empty without curves."""
+        over = "в среднем по KL" if "–" in self.kls else "при KL"
+        return f" {over} {self.kls} ната" if self.kls else ""
 
     @property
-    def along(self) -> dict[int, str]:
-        """The effect at each of the KLs of `AT`; empty where not all of its trainings have both curves."""
-        return {kl: self._at(kl**0.5) for kl in AT} if self.between and self.curves else {}
-
-    def _at(self, root: float) -> str:
+    def along(self) -> dict[int, "Verdict"]:
+        """The same at single KLs: those of `AT` at which all of its trainings have both curves."""
+        if not self.between or not self.curves:
+            return {}
         pairs = [self.curves[seed] for seed in self.by_seed]
-        if not all((e := common_roots(*pair)) and e[0] <= root <= e[1] for pair in pairs):
+        ends = [e for pair in pairs if (e := common_roots(*pair))]
+        reached = {kl: kl**0.5 for kl in AT if all(a <= kl**0.5 <= b for a, b in ends)}
+        return {
+            kl: replace(
+                self, between=between_trainings([float(a.at(root) - b.at(root)) for a, b in pairs])
+            )
+            for kl, root in reached.items()
+        }
+
+    @property
+    def unlike(self) -> str:
+        """«, но без поправки −0,17 [−0,28; −0,07] при KL 9»: where two that are alike on average are not,
+        beyond the margin; empty where they are, and of another verdict."""
+        if self.word != ALIKE:
             return ""
-        there = [float(ours.at(root) - theirs.at(root)) for ours, theirs in pairs]
-        return replace(self, between=between_trainings(there)).effect_alone
+        told = [
+            f"{there.effect_alone} при KL {kl}"
+            for kl, there in self.along.items()
+            if abs(there.between["mean"]) > SMALL
+            and there.between["low"] * there.between["high"] > 0
+        ]
+        return f", но без поправки {', '.join(told)}" if told else ""
 
     @property
     def trainings(self) -> str:
@@ -168,11 +186,12 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """The verdict, the claim, and what it rests on."""
-        said = f"**{self.word[0].upper()}{self.word[1:]}**: «{self.comparison.claim}»"
+        word = "стороны неразличимы" if self.word == ALIKE else self.word
+        said = f"**{word[0].upper()}{word[1:]}**: «{self.comparison.claim}»"
         if not self.between:
             return f"{said} ({self.effect})."
         p = "" if math.isnan(self.p) else f", p\u00a0{self.p_text}"
-        return f"{said}. Разность {self.effect}{self.where}, {self.trainings}{p}."
+        return f"{said}. Разность {self.effect}{self.where}, {self.trainings}{p}{self.unlike}."
 
     @property
     def p_text(self) -> str:
@@ -262,9 +281,12 @@ def _claim(v: Verdict) -> tuple[str, ...]:
 
 def profile_table(found: Sequence[Verdict]) -> pd.DataFrame:
     """Differences at single KLs; a row a comparison at equal KL."""
-    rows = [(v.comparison.claim, *(text or "—" for text in v.along.values())) for v in found]
-    columns = ["Утверждение", *(f"При KL {kl} {nats(kl)}" for kl in AT)]
-    return pd.DataFrame([row for row in rows if {*row[1:]} - {"—"}], columns=columns)
+    rows = []
+    for v in found:
+        if along := v.along:
+            cells = (along[kl].effect_alone if kl in along else "—" for kl in AT)
+            rows.append((v.comparison.claim, *cells))
+    return pd.DataFrame(rows, columns=["Утверждение", *(f"При KL {kl} {nats(kl)}" for kl in AT)])
 
 
 def policies_table(rows: Sequence[Row]) -> pd.DataFrame:
@@ -275,10 +297,15 @@ def policies_table(rows: Sequence[Row]) -> pd.DataFrame:
     for name, of_policy in grouped(rows, policy_name).items():
         cells = []
         for measure, places in measures.items():
-            values = [scaled(row, measure) for row in of_policy if measure in row]
+            values = [scaled(row, measure) for row in of_policy if _is_told(row, measure)]
             cells.append(mean_text(values, places))
         table.append((name, *cells, len(of_policy)))
     return pd.DataFrame(table, columns=["Политика", *names, "Обучений"])
+
+
+def _is_told(row: Row, measure: str) -> bool:
+    """Whether a row has a measure; what says nothing has no pairs of words that could be different."""
+    return measure in row and (measure not in SCALES or value(row, "length") > 0)
 
 
 def scaled(row: Row, measure: str) -> float:
@@ -372,7 +399,7 @@ ARMS = {  # of the studies of this project
     "ema": "якорь EMA", "sft": "якорь SFT", "sft_weak": "якорь SFT, β = 0.01", "free": "без штрафа",
     "five": "пять запусков", "long": "один длинный", "merged": "четыре запуска", "single": "один запуск",
     "beyond": "четыре запуска",
-    "iterated": "по два запуска", "base": "μ, β и η обычные", "mu_slow": "μ = 0.01", "mu_fast": "μ = 0.2",
+    "iterated": "по два запуска", "base": "μ = 0.05, β = 0.1", "mu_slow": "μ = 0.01", "mu_fast": "μ = 0.2",
     "beta_weak": "β = 0.05", "beta_strong": "β = 0.2", "eta_03": "η = 0.3 между итерациями",
     "eta_05": "η = 0.5 между итерациями", "eta_08": "η = 0.8 между итерациями",
     **{f"t{t}": f"T = {t}" for t in (10, 30, 100)},
@@ -402,9 +429,10 @@ def policy_name(row: Row) -> str:
 
 
 def lead(found: Sequence[Verdict]) -> list[str]:
-    """What the main comparisons of a study say; the first two where none is primary."""
-    chosen = [v for v in found if v.comparison.primary] or list(found[:2])
-    return [v.sentence for v in chosen]
+    """What the primary comparisons of a study say, and those that the report begins with; the first two
+    where it has neither."""
+    main = [v for v in found if v.comparison.primary or v.comparison.name in MAIN]
+    return [v.sentence for v in main or found[:2]]
 
 
 def question(study: Study, rows: Sequence[Row]) -> str:
@@ -418,7 +446,7 @@ def question(study: Study, rows: Sequence[Row]) -> str:
     many, missing = f"Обучений: {len(study.seeds)}, политик: {asked}", ""
     if len(rows) < asked:
         many = f"Готово политик: {len(rows)} из {asked}"
-        missing = f" Остальные вычисляет `make study NAME={study.name}`; числа — по тому, что есть."
+        missing = f" Остальные вычисляет `make study NAME={study.name}`; показаны готовые."
     many += f"; у каждой {rows[0]['reward']['n']} отложенных промптов"
     return f"{study.claim} {many}; {devices}, {precisions.replace('fp32', 'float32')}.{missing}"
 

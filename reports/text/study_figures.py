@@ -694,10 +694,12 @@ def forest(found: Sequence[Verdict], short: bool = False) -> str:
     for v in shown:
         reaches[v.comparison.measure] = max(reaches.get(v.comparison.measure, 0.0), _reach(v))
     reach = reaches["reward"]
-    step = next((step for step in (0.1, 0.2, 0.5, 1, 2, 5) if 2.5 * step >= reach), 10)
+    step = max(
+        (step for step in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5) if step <= 0.8 * reach), default=1
+    )
     axis = "".join(
         f'<text x="{_x(at, reach):.0f}" y="14" style="text-anchor: middle">{decimal(at)}</text>'
-        for at in (np.arange(-2, 3) * step).round(1).tolist()
+        for at in (np.arange(-2, 3) * step).round(2).tolist()
         if of_rewards and abs(at) <= 0.9 * reach
     )
     scale = f'<svg class="row" viewBox="0 0 {WIDTH} 18" role="img" aria-label="шкала разности">'
@@ -776,6 +778,8 @@ def forest_caption(found: Sequence[Verdict]) -> str:
     if "reward" in measures:
         said += " Шкала над рисунком — для наград, баллы"
         said += "; у других величин она своя." if len(measures) > 1 else "."
+    elif len(measures) > 1:
+        said += " У каждой величины своя шкала."
     if any(v.comparison.primary for v in found):
         said += " • (синие) — основные сравнения."
     return f"{said} p — с поправкой на число сравнений ([@summary:claims])."

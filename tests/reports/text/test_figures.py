@@ -46,13 +46,13 @@ def test_experiments_show_their_trainings_and_where_this_one_is():
         for k in range(3)
     ]
     here = {"experiment_4": summary(difference=0.7)}
-    gain, kl = map(drawn, figures.by_experiment(rows, here, sft=0.5))
+    gain, _ = map(drawn, figures.by_experiment(rows, here, sft=0.5))
     points = [y for line in gain.lines for y in line.get_ydata() if line.get_marker() in "so"]
     assert sorted(points) == sorted(3 * [0.5, 1.5, 2.5])
     (cross,) = [line for line in gain.lines if line.get_marker() == "x" and len(line.get_xdata())]
     assert cross.get_ydata()[0] == 0.7
     assert "0,70" in cross.get_gid()
-    assert len(legend(kl)) == 4
+    assert len(legend(gain)) == 4
 
 
 def test_axes_have_decimal_commas_and_the_root_of_a_kl():

@@ -82,7 +82,7 @@ def named(found):
     [
         (0.3, studies.HOLDS, "Слияние окупается"),
         (-0.3, studies.REFUTED, "Слияние проигрывает"),
-        (0.0, studies.ALIKE, "Слияние — способ обучать параллельно"),
+        (0.0, studies.ALIKE, "Слияние позволяет обучать параллельно"),
     ],
 )
 def test_a_verdict_follows_from_the_interval_and_the_first_sentence_from_it(
@@ -238,7 +238,10 @@ def test_partial_rows_are_shown_and_said(project):
                 svg_text(figure_of(panel), figure.caption)
     found = studies.verdicts(every)
     assert all(v.effect.startswith("обучений: ") for v in found if not v.between)
-    assert f"ещё не вычислены {len(found)}." in claims.counted(found)
+    paper = len(claims.of_paper(found))
+    said = claims.counted(found)
+    assert f"(их {paper}) ещё не вычислены {paper}." in said
+    assert f"(их {len(found) - paper}), ещё не вычислены {len(found) - paper}." in said
 
 
 def test_two_trainings_give_no_verdict_where_three_are_asked_for(project):
@@ -370,11 +373,31 @@ def test_differences_along_the_curves_are_of_all_trainings():
 
     pairs = {k: (line(0.4 + 0.1 * k, 16.0 - 7 * (k == 3)), line(0, 16.0)) for k in (1, 2, 3)}
     v = replace(verdict(0.5, 0.6, 0.7), curves=pairs)
-    assert v.along == {3: "0,60 [0,35; 0,85]", 6: "0,60 [0,35; 0,85]", 10: "", 16: ""}
+    assert {kl: each.effect_alone for kl, each in v.along.items()} == dict.fromkeys(
+        (3, 6, 9), "0,60 [0,35; 0,85]"
+    )
     assert v.kls == "1,0–13,4"  # the mean of 4, 4 and 3, squared
     table = studies.profile_table([v, verdict(0.5, 0.6, 0.7)])
-    assert table.iloc[:, 3].tolist() == ["—"]
+    assert table.iloc[:, 4].tolist() == ["—"]
     assert list(table.columns)[1:3] == ["При KL 3 ната", "При KL 6 нат"]
+
+
+def test_where_two_that_are_alike_on_average_are_not_is_said():
+    """Ours is below theirs by 0.02 up to 6 nats, and by 0.2 at 9."""
+    roots = np.sqrt([1.0, 4.0, 6.0, 9.0, 10.0]).tolist()
+
+    def pair(k):
+        theirs = np.array(roots)
+        ours = theirs - [0.02, 0.02, 0.02, 0.2 + 0.001 * k, 0.2]
+        return Curve(roots, ours.tolist(), 0.0), Curve(roots, theirs.tolist(), 0.0)
+
+    v = verdict(-0.05, -0.05, -0.06, p=1.0)
+    assert v.word == studies.ALIKE
+    assert v.unlike == ""
+    v = replace(v, curves={k: pair(k) for k in (1, 2, 3)})
+    assert v.unlike == ", но без поправки −0,20 [−0,20; −0,20] при KL 9"
+    assert v.sentence.endswith(f"{v.unlike}.")
+    assert replace(v, p=0.01).unlike == ""  # told from zero, and of another word
 
 
 def test_every_word_has_its_sentence():
