@@ -304,8 +304,8 @@ def policies_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def _is_told(row: Row, measure: str) -> bool:
-    """Whether a row has a measure; what says nothing has no pairs of words that could be different."""
-    return measure in row and (measure not in SCALES or value(row, "length") > 0)
+    """Whether a row has a measure; of hardly a word an answer, shares of words and pairs tell nothing."""
+    return measure in row and (measure not in SCALES or value(row, "length") >= 1)
 
 
 def scaled(row: Row, measure: str) -> float:

@@ -400,6 +400,15 @@ def test_where_two_that_are_alike_on_average_are_not_is_said():
     assert replace(v, p=0.01).unlike == ""  # told from zero, and of another word
 
 
+def test_shares_of_the_words_of_empty_answers_are_not_shown():
+    row = {"what": "warp", "arm": "experiment_3", "m": None, "iteration": None, "t": None}
+    row |= {"lam": None, "eta": None, "reward": {"mean": -0.04}, "kl": {"mean": 55.6}}
+    shares = {"repetition": 0.0, "distinct_pairs": 1.0}
+    for length, shown in ((0.023, ["—", "—"]), (24.0, ["0,0", "100,0"])):
+        (cells,) = studies.policies_table([row | shares | {"length": length}]).to_dict("records")
+        assert [cells["Повторы, %"], cells["Разных пар, %"]] == shown
+
+
 def test_every_word_has_its_sentence():
     told = (claims.WORTH, claims.WHOLE, claims.ABOVE, claims.BY_LERP, claims.BY_ANCHOR)
     for by_word in (*told, claims.FOURTH, claims.LONGER, claims.SAID, readme.WORDS):
