@@ -10,7 +10,14 @@ from typing import Any
 
 import pandas as pd
 
-from reports.text.experiment import has_collapsed, has_moved, kl_text, mean_angle, runs_differ
+from reports.text.experiment import (
+    REPETITION_COLLAPSED,
+    has_collapsed,
+    has_moved,
+    kl_text,
+    mean_angle,
+    runs_differ,
+)
 from reports.text.statistics import value
 from reports.text.studies import Verdict, mean_text
 from reports.text.words import estimate_text, lowered, number, percent, power_text
@@ -242,6 +249,36 @@ def control_verdicts(summaries: Summaries) -> list[str]:
             "задач равен нулю по построению, при любых T и lr, и SLERP ничего не усредняет.",
         )
     return [" ".join(sentences)]
+
+
+def collapse_sentence(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What reward and judge say of policies whose text is gone; nothing without any.
+
+    Args:
+        rows: of the study of the seed report.
+    """
+    repeating = [row for row in rows if row["arm"] and row["repetition"] > REPETITION_COLLAPSED]
+    silent = [row for row in rows if row["arm"] and value(row, "length") < 1]
+    if not repeating:
+        return []
+    (sft,) = [row for row in rows if row["what"] == "sft"]
+    ends = {
+        key: [number(f(value(row, key) for row in repeating), 0.1) for f in (min, max)]
+        for key in ("reward", "judge")
+    }
+    said = {key: "–".join(dict.fromkeys(texts)) for key, texts in ends.items()}
+    n = len(repeating) + len(silent)
+    also = f", у {len(silent)} ответы пусты" if silent else ""
+    blind = all(
+        max(value(row, key) for row in repeating) > value(sft, key) for key in ("reward", "judge")
+    )
+    sees = ": такое вырождение могут не увидеть ни модель награды, ни второй судья" if blind else ""
+    return [
+        f"Текст выродился у {n} политик из {sum(bool(row['arm']) for row in rows)}: у {len(repeating)} "
+        f"больше половины слов — повторы{also}. Награда повторяющих себя — {said['reward']} балла, оценка VADER — "
+        f"{said['judge']} (у SFT-модели {number(value(sft, 'reward'), 0.1)} и "
+        f"{number(value(sft, 'judge'), 0.1)}){sees}."
+    ]
 
 
 def reproduction_table(
