@@ -275,8 +275,8 @@ def collapse_sentence(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     sees = ": такое вырождение могут не увидеть ни модель награды, ни второй судья" if blind else ""
     return [
         f"Текст выродился у {n} политик из {sum(bool(row['arm']) for row in rows)}: у {len(repeating)} "
-        f"больше половины слов — повторы{also}. Награда повторяющих себя — {said['reward']} балла, оценка VADER — "
-        f"{said['judge']} (у SFT-модели {number(value(sft, 'reward'), 0.1)} и "
+        f"больше половины слов — повторы{also}. Награда повторяющих себя — {said['reward']} балла, "
+        f"оценка VADER — {said['judge']} (у SFT-модели {number(value(sft, 'reward'), 0.1)} и "
         f"{number(value(sft, 'judge'), 0.1)}){sees}."
     ]
 
