@@ -100,8 +100,11 @@ def _said(v: Verdict, by_word: Mapping[str, str]) -> str:
 
 
 def _told(v: Verdict) -> str:
-    """Its effect, where, on how many trainings it rests, and where it is another."""
-    return f"{v.effect}{v.where}, {v.trainings}{v.unlike}" if v.between else v.effect
+    """Its effect, over which KLs, on how many trainings it rests, and where it is another."""
+    if not v.between:
+        return v.effect
+    kls = f", KL\u00a0{v.kls}" if v.kls else ""
+    return f"{v.effect}{kls}, {v.trainings}{v.unlike}"
 
 
 def _along(v: Verdict) -> str:

@@ -87,15 +87,7 @@ def experiments_table(
             percent(one["text"]["warp"]["distinct_pairs"]),
         ]
         table.append(cells)
-    columns = [
-        "Эксперимент",
-        "lr",
-        "Прогрев",
-        "Seed",
-        "Прирост награды",
-        "KL(sft‖warp)",
-        "KL(warp‖sft)",
-    ]
+    columns = ["№", "lr", "Прогрев", "Seed", "Прирост награды", "KL(sft‖warp)", "KL(warp‖sft)"]
     columns += ["Прирост по обучениям (их число)", "Угол", "Разных пар, %"]
     return pd.DataFrame(table, columns=columns)
 

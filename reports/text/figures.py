@@ -285,9 +285,7 @@ def by_experiment(
             x = k + (0.16 if own else -0.16)
             of_arm = [row for row in rows if row["arm"] == name]
             style = {"color": color, "marker": marker, "linestyle": "", "markersize": 5}
-            label = ("seed у каждого запуска свой" if own else "один seed на оба запуска") * (
-                k == 1
-            )
+            label = ("seed у каждого свой" if own else "один seed на оба") * (k == 1)
             for ax, values in (
                 (gain, [row["reward"]["mean"] - sft for row in of_arm] if sft is not None else []),
                 (kl, [row["kl"]["mean"] for row in of_arm]),
@@ -314,7 +312,7 @@ def by_experiment(
         ax.set(xlabel="Эксперимент", xlim=(0.5, 4.5))
         ax.set_xticks([1, 2, 3, 4], ["1", "2", "3", "4"])
         ax.grid(axis="x", visible=False)
-    for cross, name in (("x", "этот отчёт, один seed"), ("+", "этот отчёт, свои seed")):
+    for cross, name in (("x", "этот отчёт, один"), ("+", "этот отчёт, свои")):
         gain.plot([], [], cross, color=BLACK, markersize=8, label=name)
     above(gain, columns=2)
     return [gain, kl]

@@ -9,7 +9,7 @@ from reports.text.words import NBSP
 from warp_core.config import ConfigError
 
 EXPERIMENTS = {  # columns of `experiments_table`
-    "Эксперимент": "experiment",
+    "№": "experiment",
     "Прирост награды": "gain in reward",
     "KL(sft‖warp)": "KL(sft‖warp)",
     "KL(warp‖sft)": "KL(warp‖sft)",

@@ -56,11 +56,11 @@ ORDER = (  # of the report's studies
     "iterations", "liti", "merge", "anchor", "seed_report", "next_step", "text", "sensitivity",
 )  # fmt: skip
 MAIN = {  # comparisons that the report begins with, in a few words
-    "four_iterations_against_one": "WARP целиком (I = 4, M = 2) выше запуска в 8 раз длиннее",
-    "four_against_one": "4 слитых запуска выше одного в 4 раза длиннее",
-    "two_against_one": "2 слитых запуска выше одного в 2 раза длиннее",
-    "front_above_runs": "4 слитых запуска выше одного из них (шагов вчетверо больше)",
-    "second_iteration": "Вторая итерация выше первой (шагов вдвое больше)",
+    "four_iterations_against_one": "WARP (I = 4, M = 2) выше запуска в 8 раз длиннее",
+    "four_against_one": "4 слитых запуска выше одного вчетверо длиннее",
+    "two_against_one": "2 слитых запуска выше одного вдвое длиннее",
+    "front_above_runs": "4 слитых выше одного из них (шагов ×4)",
+    "second_iteration": "2-я итерация выше первой (шагов ×2)",
     "liti_above_trajectory": "LITI выше траектории того же запуска",
     "slerp_above_lerp": "SLERP выше LERP при λ = 0,5 *",
     "slerp_above_lerp_at_equal_kl": "SLERP выше LERP",

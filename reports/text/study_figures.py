@@ -699,8 +699,8 @@ def forest(found: Sequence[Verdict], short: bool = False) -> str:
     )
     axis = "".join(
         f'<text x="{_x(at, reach):.0f}" y="14" style="text-anchor: middle">{decimal(at)}</text>'
-        for at in (np.arange(-2, 3) * step).round(2).tolist()
-        if of_rewards and abs(at) <= 0.9 * reach
+        for at in (-step, 0, step)
+        if of_rewards and step <= 0.8 * reach
     )
     scale = f'<svg class="row" viewBox="0 0 {WIDTH} 18" role="img" aria-label="шкала разности">'
     names = ["Утверждение", f"{scale}{axis}</svg>", "Разность [95\u00a0% ДИ]"]

@@ -111,7 +111,7 @@ def test_a_row_of_the_table_says_what_differs_and_what_came():
         {"what": "warp", "arm": "experiment_1", "reward": {"mean": mean}} for mean in (0.7, 0.9)
     ]
     first, fourth = comparison.experiments_table(summaries, params, rows).to_dict("records")
-    assert (first["Эксперимент"], first["lr"], first["Прогрев"], first["Seed"]) == (
+    assert (first["№"], first["lr"], first["Прогрев"], first["Seed"]) == (
         "1",
         "10⁻⁶",
         "100",

@@ -24,7 +24,7 @@ def test_a_readme_without_a_place_for_it_is_refused(damaged):
 def test_experiments_in_english():
     table = pd.DataFrame(
         {
-            "Эксперимент": ["4, контроль"],
+            "№": ["4, контроль"],
             "lr": ["10⁻⁴"],
             "Прирост награды": ["1,14\u00a0±\u00a00,13"],
             "KL(sft‖warp)": ["3,26"],
