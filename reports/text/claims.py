@@ -181,8 +181,8 @@ def counted(found: Sequence[Verdict]) -> str:
     paper = of_paper(found)
     others = [v for v in found if v not in paper]
     return (
-        f"Из утверждений статьи (их {len(paper)}) {_tally(paper)}. Из остальных, наших и исходного "
-        f"отчёта (их {len(others)}), {_tally(others)}. Утверждения статьи (фронты и траектории "
+        f"Утверждения статьи ({len(paper)}): {_tally(paper)}. Остальные, наши и исходного отчёта "
+        f"({len(others)}): {_tally(others)}. Утверждения статьи по вердиктам (фронты и траектории "
         "сравниваются при равной KL):"
     )
 
@@ -190,15 +190,13 @@ def counted(found: Sequence[Verdict]) -> str:
 def _tally(found: Sequence[Verdict]) -> str:
     n = {word: sum(v.word == word for v in found) for word in SAID}
     little = f" (из них {n[LITTLE]} — мало)" if n[LITTLE] else ""
-    told = {
-        f"подтвердились {n[HOLDS] + n[LITTLE]}{little}": n[NONE] < len(found),
-        f"опровергнуты {n[REFUTED]}": n[REFUTED],
-        "не опровергнуто ни одного": n[NONE] < len(found) and not n[REFUTED],
-        f"у {n[ALIKE]} стороны неразличимы": n[ALIKE],
-        f"сказать нельзя о {n[UNKNOWN]}": n[UNKNOWN],
-        f"ещё не вычислены {n[NONE]}": n[NONE],
-    }
-    return ", ".join(text for text, is_said in told.items() if is_said)
+    told = [
+        f"подтверждается {n[HOLDS] + n[LITTLE]}{little}",
+        f"опровергается {n[REFUTED]}",
+        f"стороны неразличимы {n[ALIKE]}",
+        f"нельзя сказать {n[UNKNOWN]}",
+    ]
+    return ", ".join([*told, *([f"ещё не вычислено {n[NONE]}"] if n[NONE] else [])])
 
 
 def of_paper(found: Sequence[Verdict]) -> list[Verdict]:

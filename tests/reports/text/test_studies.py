@@ -240,8 +240,9 @@ def test_partial_rows_are_shown_and_said(project):
     assert all(v.effect.startswith("обучений: ") for v in found if not v.between)
     paper = len(claims.of_paper(found))
     said = claims.counted(found)
-    assert f"(их {paper}) ещё не вычислены {paper}." in said
-    assert f"(их {len(found) - paper}), ещё не вычислены {len(found) - paper}." in said
+    for n in (paper, len(found) - paper):
+        assert f"({n}): подтверждается 0, опровергается 0" in said
+        assert f"ещё не вычислено {n}." in said
 
 
 def test_two_trainings_give_no_verdict_where_three_are_asked_for(project):
