@@ -127,8 +127,8 @@ def questions(summaries: Summaries, found: Sequence[Verdict]) -> list[str]:
         lines.append(
             "**Почему награда не меняется, даже при KL в десятки нат?** Исходный отчёт: слишком велик lr. "
             "У нас: награда, судя по совпадению до пятого знака, не зависела от текста. Когда зависит, "
-            f"третий эксперимент меняет её на {gains[0]}{poor}, четвёртый — на {gains[1]} балла (ошибка "
-            "оценки, одно обучение)."
+            f"она меняется: в одном обучении третьего эксперимента на {gains[0]}{poor}, четвёртого — на "
+            f"{gains[1]} балла (± ошибка оценки); по нескольким обучениям — [@experiments:table]."
         )
     second, far = summaries.get("experiment_2"), ""
     if second and fourth and fourth["kl_warp_sft"]["mean"] > 100 * second["kl_warp_sft"]["mean"]:

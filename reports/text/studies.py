@@ -56,9 +56,9 @@ ORDER = (  # of the report's studies
     "iterations", "liti", "merge", "anchor", "seed_report", "next_step", "text", "sensitivity",
 )  # fmt: skip
 MAIN = {  # comparisons that the report begins with, in a few words
-    "four_iterations_against_one": "WARP (I = 4, M = 2) выше запуска в 8 раз длиннее",
-    "four_against_one": "4 слитых запуска выше одного вчетверо длиннее",
-    "two_against_one": "2 слитых запуска выше одного вдвое длиннее",
+    "four_iterations_against_one": "WARP (I = 4, M = 2) выше LITI одного, шагов поровну",
+    "four_against_one": "4 слитых выше LITI одного, шагов поровну",
+    "two_against_one": "2 слитых выше LITI одного, шагов поровну",
     "front_above_runs": "4 слитых выше одного из них (шагов ×4)",
     "second_iteration": "2-я итерация выше первой (шагов ×2)",
     "liti_above_trajectory": "LITI выше траектории того же запуска",
