@@ -132,12 +132,13 @@ class Verdict:
             return {}
         pairs = [self.curves[seed] for seed in self.by_seed]
         ends = [e for pair in pairs if (e := common_roots(*pair))]
-        reached = {kl: kl**0.5 for kl in AT if all(a <= kl**0.5 <= b for a, b in ends)}
+        reached = [kl for kl in AT if all(low <= kl**0.5 <= high for low, high in ends)]
         return {
             kl: replace(
-                self, between=between_trainings([float(a.at(root) - b.at(root)) for a, b in pairs])
+                self,
+                between=between_trainings([float(a.at(kl**0.5) - b.at(kl**0.5)) for a, b in pairs]),
             )
-            for kl, root in reached.items()
+            for kl in reached
         }
 
     @property

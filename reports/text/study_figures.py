@@ -689,18 +689,15 @@ def forest(found: Sequence[Verdict], short: bool = False) -> str:
     """
     by_name = {v.comparison.name: v for v in found}
     shown = [by_name[name] for name in MAIN if name in by_name] if short else found
-    of_rewards = any(v.comparison.measure == "reward" for v in shown)
     reaches: dict[str, float] = {"reward": 0.0}
     for v in shown:
         reaches[v.comparison.measure] = max(reaches.get(v.comparison.measure, 0.0), _reach(v))
     reach = reaches["reward"]
-    step = max(
-        (step for step in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5) if step <= 0.8 * reach), default=1
-    )
+    fitting = [step for step in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5) if step <= 0.8 * reach]
     axis = "".join(
         f'<text x="{_x(at, reach):.0f}" y="14" style="text-anchor: middle">{decimal(at)}</text>'
+        for step in fitting[-1:]
         for at in (-step, 0, step)
-        if of_rewards and step <= 0.8 * reach
     )
     scale = f'<svg class="row" viewBox="0 0 {WIDTH} 18" role="img" aria-label="шкала разности">'
     names = ["Утверждение", f"{scale}{axis}</svg>", "Разность [95\u00a0% ДИ]"]

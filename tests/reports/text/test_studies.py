@@ -401,6 +401,18 @@ def test_where_two_that_are_alike_on_average_are_not_is_said():
     assert replace(v, p=0.01).unlike == ""  # told from zero, and of another word
 
 
+def test_a_forest_has_a_scale_of_rewards_where_a_step_of_it_fits():
+    ticks = ">−{0}<", ">0<", ">{0}<"
+    for reach, step in ((0.53, "0,2"), (0.3, "0,2"), (0.12, "0,05"), (1.3, "1")):
+        shown = study_figures.forest([verdict(reach, reach, reach)])
+        assert all(tick.format(step) in shown for tick in ticks), reach
+        assert shown.count("<text") == 3
+    assert (
+        study_figures.forest([replace(verdict(0.1, 0.2), by_seed={}, between={})]).count("<text")
+        == 0
+    )
+
+
 def test_shares_of_the_words_of_empty_answers_are_not_shown():
     row = {"what": "warp", "arm": "experiment_3", "m": None, "iteration": None, "t": None}
     row |= {"lam": None, "eta": None, "reward": {"mean": -0.04}, "kl": {"mean": 55.6}}
