@@ -316,13 +316,14 @@ def scaled(row: Row, measure: str) -> float:
 
 def mean_text(values: Sequence[float], places: int) -> str:
     """«1,31 ± 0,08»: mean and standard error over trainings, with more places where the error would be
-    0,00."""
+    0,00, and with none, «0 ± 0», where nothing moved."""
     if not values:
         return "—"
     mean, exact = float(np.mean(values)), 10.0 ** (1 - places)
     if len(values) == 1:
         return number(mean, exact)
     error = float(np.std(values, ddof=1)) / len(values) ** 0.5
+    exact = exact if any(values) else 0.0
     while 0 < error < exact / 20:
         exact /= 10
     return f"{number(mean, exact)}\u00a0±\u00a0{number(error, exact)}"

@@ -166,6 +166,7 @@ def test_tables_are_the_rows(project):
         assert f"Обучений: {len(study.seeds)}, " in studies.question(study, rows)
     assert studies.mean_text([1.0, 2.0, 3.0], 2) == "2,00\u00a0±\u00a00,58"
     assert studies.mean_text([1.234], 2) == "1,23"
+    assert studies.mean_text([0.0, 0.0], 2) == "0\u00a0±\u00a00"
 
 
 def test_readme_has_the_claims_that_the_report_begins_with_in_english(project):
