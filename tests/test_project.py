@@ -186,6 +186,17 @@ def test_what_a_trial_makes_stays_in_its_folder() -> None:
             assert not str(value).startswith("runs") or str(value).startswith("runs/smoke")
 
 
+def test_what_shows_rows_runs_again_where_others_are_asked_for() -> None:
+    decide = {ROOT / "params" / name for name in ("base.yaml", "studies.yaml")}
+    decide |= {*(ROOT / "params").glob("study_*.yaml"), *(ROOT / "reports/studies").glob("*.jsonl")}
+    sections = load_project(ROOT, smoke=False).sections
+    showing = [s for s in sections if "studies.load_" in s.notebook.read_text(encoding="utf-8")]
+    assert len(showing) == 13
+    for section in showing:
+        read = {file for pattern in section.reads for file in ROOT.glob(pattern)}
+        assert decide <= read, section.id
+
+
 # The house
 
 

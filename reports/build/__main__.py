@@ -3,7 +3,7 @@
     python -m reports.build [--smoke] [--only-compile] [--fresh] [--publish] [--engine ray]
 
 The page and the picture lie below runs/, so that nobody's own run changes a file of the repository;
-`--publish` copies them to reports/, and puts the table of results into README.
+`--publish` copies them to reports/, and puts the tables of results into README.
 
 `plan.py` reads `sections.yaml` and checks all that it names before anything runs; `run.py` runs the
 notebooks, and before them `pool.py` computes what they show; `report.py` makes one HTML file of it.

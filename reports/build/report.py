@@ -118,7 +118,10 @@ def provenance(project: Project) -> str:
             f"После коммита {commits}, на котором получены числа разделов {', '.join(others)}, код метода "
             "изменился; make fresh вычисляет их заново."
         )
-    return "Все числа получены одной версией кода метода."
+    return (
+        "Все числа экспериментов получены одной версией кода метода; у исследований она записана в каждой "
+        "строке reports/studies/."
+    )
 
 
 def other_code(project: Project) -> dict[str, str]:

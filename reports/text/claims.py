@@ -44,12 +44,12 @@ BY_LERP = {
     NONE: "лучше ли SLERP, чем LERP, при равной KL, ещё не вычислено",
 }
 BY_ANCHOR = {
-    HOLDS: "якорь EMA — выше якоря SFT",
-    LITTLE: "якорь EMA — чуть выше якоря SFT",
-    REFUTED: "якорь EMA — ниже якоря SFT",
-    ALIKE: "якоря EMA и SFT неразличимы",
-    UNKNOWN: "лучше ли якорь EMA, чем SFT, не сказать",
-    NONE: "лучше ли якорь EMA, чем SFT, ещё не вычислено",
+    HOLDS: "якорь EMA при равной KL выше якоря SFT",
+    LITTLE: "якорь EMA при равной KL чуть выше якоря SFT",
+    REFUTED: "якорь EMA при равной KL ниже якоря SFT",
+    ALIKE: "якоря EMA и SFT при равной KL неразличимы",
+    UNKNOWN: "лучше ли якорь EMA, чем SFT, при равной KL, не сказать",
+    NONE: "лучше ли якорь EMA, чем SFT, при равной KL, ещё не вычислено",
 }
 FOURTH = {
     HOLDS: "в его четвёртом эксперименте награда WARP-модели, как и там, ниже, чем у SFT-модели",
@@ -86,7 +86,7 @@ def headline(found: Sequence[Verdict]) -> list[str]:
     )
     further = ""
     if on.word == HOLDS:
-        further = f"; один запуск уходит дальше по KL (при η = 1 у него на {on.effect} больше)"
+        further = f"; при η = 1, каждый при своей KL, у одного запуска награда больше ({_told(on)})"
     return [
         f"{worth}{further}; {whole}.",
         f"{_said(liti, ABOVE)}{_along(liti)}; {lerp}; {anchor}.",
@@ -153,6 +153,12 @@ ADVICE = {  # by the comparison, what came of it -> what it means for who trains
         ALIKE: "Вторая итерация фронта почти не меняет, а шагов вдвое больше",
         REFUTED: "Вторая итерация опускает фронт",
     },
+    "second_iteration_for_its_steps": {
+        HOLDS: "Шаги лучше разделить на две итерации: фронт выше, чем у стольких же шагов в одной",
+        LITTLE: "Шаги чуть лучше разделить на две итерации, чем сделать столько же в одной",
+        ALIKE: "Столько же шагов в одной итерации дают тот же фронт, что и в двух",
+        REFUTED: "Шаги лучше сделать в одной итерации: фронт выше, чем у двух",
+    },
     "ema_above_sft": {
         HOLDS: "Якорь EMA лучше якоря SFT и при равной KL",
         LITTLE: "Якорь EMA и при равной KL лишь чуть лучше якоря SFT",
@@ -182,8 +188,7 @@ def counted(found: Sequence[Verdict]) -> str:
     others = [v for v in found if v not in of_paper(found)]
     return (
         f"{tally_of_paper(found)}. Остальные, наши и исходного отчёта "
-        f"({len(others)}): {_tally(others)}. Утверждения статьи по вердиктам (фронты и траектории "
-        "сравниваются при равной KL):"
+        f"({len(others)}): {_tally(others)}. Утверждения статьи по вердиктам:"
     )
 
 
@@ -230,9 +235,7 @@ def sorted_out(found: Sequence[Verdict]) -> list[str]:
         for v in of_word:
             figure = v.comparison.source.removeprefix("статья, ")
             effect = f"{v.effect}{v.unlike}; " if told else ""
-            said = (
-                f"{lowered(v.comparison.claim).removeprefix('при равной KL ')} ({effect}{figure})"
-            )
+            said = f"{lowered(v.comparison.claim)} ({effect}{figure})"
             by_study.setdefault(f"[@study_{v.study.name}]", []).append(said)
         said = "; ".join(f"{', '.join(each)} — {study}" for study, each in by_study.items())
         lines += [f"- **{name}** ({len(of_word)}): {said}."] if of_word else []
@@ -243,7 +246,8 @@ def glossary() -> pd.DataFrame:
     """What the words of the first screen stand for."""
     words = {
         "запуск": "T шагов обучения с подкреплением, строки 4–10 алгоритма",
-        "обучение": "весь алгоритм от SFT-модели; обучения различаются только seed, интервалы — между ними",
+        "обучение": "весь алгоритм от SFT-модели; обучения различаются seed (часть — и процессором), "
+        "интервалы — между ними",
         "SFT-модель": "модель до обучения с подкреплением, начало всех запусков",
         "KL": "расхождение Кульбака — Лейблера с SFT-моделью, нат на ответ: как далеко ушла политика",
         "балл": "единица награды: шкала, по которой люди оценивали отзывы, от −4 до 4",

@@ -10,14 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.text.experiment import (
-    REPETITION_COLLAPSED,
-    has_collapsed,
-    has_moved,
-    kl_text,
-    mean_angle,
-    runs_differ,
-)
+from reports.text.experiment import has_collapsed, has_moved, kl_text, mean_angle, runs_differ
 from reports.text.statistics import value
 from reports.text.studies import Verdict, mean_text
 from reports.text.words import estimate_text, lowered, number, percent, power_text
@@ -68,11 +61,10 @@ def experiments_table(
     Args:
         params: of params.yaml, by name. rows: of the study of the seed report.
     """
-    sft = [value(row, "reward") for row in rows if row["what"] == "sft"]
     table = []
     for name, one in summaries.items():
         of = params[name]
-        gains = [value(row, "reward") - sft[0] for row in rows if sft and row["arm"] == name]
+        gains = [value(row, "reward") - row["sft_reward"] for row in rows if row["arm"] == name]
         cells = [
             label(name),
             power_text(of["lr"]),
@@ -133,7 +125,11 @@ def questions(summaries: Summaries, found: Sequence[Verdict]) -> list[str]:
     second, far = summaries.get("experiment_2"), ""
     if second and fourth and fourth["kl_warp_sft"]["mean"] > 100 * second["kl_warp_sft"]["mean"]:
         far = "; заметно сдвигает модель только больший lr"
-    asked = {"t30_gains": "T = 30 против 10", "warmup_at_t30": "прогрев при T = 30"}
+    asked = {
+        "t30_gains": "T = 30 против 10",
+        "t100_gains": "T = 100 против 30",
+        "warmup_at_t30": "прогрев при T = 30",
+    }
     lines += [
         "**Мал ли lr в первых двух экспериментах, или дело в прогреве?** Исходный отчёт: возможно и то и "
         f"другое. У нас: {_answer(by_name['warmup_slows'])}{far} ([@experiments:table]).",
@@ -241,36 +237,6 @@ def control_verdicts(summaries: Summaries) -> list[str]:
             "задач равен нулю по построению, при любых T и lr, и SLERP ничего не усредняет.",
         )
     return [" ".join(sentences)]
-
-
-def collapse_sentence(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What reward and judge say of policies whose text is gone; nothing without any.
-
-    Args:
-        rows: of the study of the seed report.
-    """
-    repeating = [row for row in rows if row["arm"] and row["repetition"] > REPETITION_COLLAPSED]
-    silent = [row for row in rows if row["arm"] and value(row, "length") < 1]
-    if not repeating:
-        return []
-    (sft,) = [row for row in rows if row["what"] == "sft"]
-    ends = {
-        key: [number(f(value(row, key) for row in repeating), 0.1) for f in (min, max)]
-        for key in ("reward", "judge")
-    }
-    said = {key: "–".join(dict.fromkeys(texts)) for key, texts in ends.items()}
-    n = len(repeating) + len(silent)
-    also = f", у {len(silent)} ответы пусты" if silent else ""
-    blind = all(
-        max(value(row, key) for row in repeating) > value(sft, key) for key in ("reward", "judge")
-    )
-    sees = ": такое вырождение могут не увидеть ни модель награды, ни второй судья" if blind else ""
-    return [
-        f"Текст выродился у {n} политик из {sum(bool(row['arm']) for row in rows)}: у {len(repeating)} "
-        f"больше половины слов — повторы{also}. Награда повторяющих себя — {said['reward']} балла, "
-        f"оценка VADER — {said['judge']} (у SFT-модели {number(value(sft, 'reward'), 0.1)} и "
-        f"{number(value(sft, 'judge'), 0.1)}){sees}."
-    ]
 
 
 def reproduction_table(

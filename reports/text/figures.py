@@ -269,13 +269,13 @@ def growth(measured: Sequence[Mapping[str, Any]]) -> list[Axes]:
 
 
 def by_experiment(
-    rows: Sequence[Mapping[str, Any]], here: Mapping[str, Mapping[str, Any]], sft: float | None
+    rows: Sequence[Mapping[str, Any]], here: Mapping[str, Mapping[str, Any]]
 ) -> list[Axes]:
     """Gain in reward and KL of the four experiments: a dot a training, with one seed for its runs or
     one for each; a cross is the training of this report.
 
     Args:
-        rows: of the study of the seed report. sft: θ_sft's reward there; None where there are none.
+        rows: of the study of the seed report.
         here: summaries by the experiment's name.
     """
     gain, kl = new_axes(330, 270), new_axes(330, 270)
@@ -287,7 +287,7 @@ def by_experiment(
             style = {"color": color, "marker": marker, "linestyle": "", "markersize": 5}
             label = ("seed у каждого свой" if own else "один seed на оба") * (k == 1)
             for ax, values in (
-                (gain, [row["reward"]["mean"] - sft for row in of_arm] if sft is not None else []),
+                (gain, [row["reward"]["mean"] - row["sft_reward"] for row in of_arm]),
                 (kl, [row["kl"]["mean"] for row in of_arm]),
             ):
                 spread = x + 0.05 * (np.arange(len(values)) % 3 - 1)

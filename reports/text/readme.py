@@ -82,9 +82,9 @@ def claims_table(found: Sequence[Verdict]) -> str:
     for name in MAIN:
         v, (claim, source) = by_name[name], CLAIMS[name]
         effect = _pointed(v.effect_alone).replace("; ", " to ") if v.between else "—"
-        n = v.trainings.removeprefix("обучений: ").replace("из", "of")
         mark = f"{NBSP}•" if v.comparison.primary else ""
         kls = _pointed(v.kls) or "—"
+        n = v.n.replace("из", "of")
         rows.append([claim + mark, source, effect, kls, n, WORDS[v.word]])
     return _markdown(["claim", "from", "difference", "KL, nats", "trainings", "verdict"], rows)
 

@@ -63,7 +63,8 @@ def deviations_table(base: Mapping[str, Any], studies: Mapping[str, Any]) -> pd.
     ours |= {"differ": "ничем; контроль — seed", "trainings": "1 и 5 (исследование)"}
     of_studies = _texts(studies) | here
     of_studies |= {"iterations": "1 (до 4)", "runs": "1–5", "steps": f"{studies['steps']} (до 240)"}
-    of_studies |= {"eta": "от 0 до 2", "beta": f"{decimal(studies['beta'])} (от 0 до 0,2)"}
+    eta = f"{decimal(studies['eta'])} (от 0,3 до 0,8); у фронта от 0 до 2"
+    of_studies |= {"eta": eta, "beta": f"{decimal(studies['beta'])} (от 0 до 0,2)"}
     of_studies |= {
         "mu": f"{decimal(studies['mu'])} (от 0,01 до 0,2)",
         "differ": "seed: промптами и ответами",

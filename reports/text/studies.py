@@ -5,8 +5,8 @@ prompts are the same for all, so it holds for these prompts. A claim is confirme
 the difference on its side of zero, and refuted where it is on the other; p is corrected for how many claims
 there are, by Holm over the primary comparisons of all studies, by Benjamini and Hochberg over the others.
 Otherwise it cannot be told. Rewards have a margin, that of the hypotheses in params/: two whose interval
-lies within it are alike, what is told from zero there is little, and «not less» is confirmed by an interval
-above its lower end.
+lies within it are alike, what is told from zero there is little; «not less» is confirmed by an interval
+above its lower end, and refuted by one below it.
 """
 
 import math
@@ -19,7 +19,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 
+from reports.text.experiment import REPETITION_COLLAPSED
 from reports.text.statistics import (
+    SHARES,
     Curve,
     common_roots,
     comparisons,
@@ -27,6 +29,7 @@ from reports.text.statistics import (
     differences,
     fits,
     holm,
+    is_told,
     load_study,
     value,
 )
@@ -38,6 +41,9 @@ from warp_core.world.studies import Comparison, Study
 
 Row = Mapping[str, Any]
 ALPHA = 0.05  # corrected p of a comparison that is told from zero
+LEFT = (
+    1 / 3
+)  # of θ_sft's words an answer and of its share of different pairs: below that the text is gone
 SMALL = 0.1  # points of reward: an interval within it is of no difference to speak of
 # Trainings that a verdict needs, where the study asks for as many; of a primary comparison.
 FEW, FEW_PRIMARY = 3, 5
@@ -51,7 +57,7 @@ UNITS = {  # of a measure: unit, places
     "repetition": ("п. п.", 1),
     "distinct_pairs": ("п. п.", 1),
 }
-SCALES = {"repetition": 100, "distinct_pairs": 100}  # of a measure: shares are shown in percent
+SCALES: dict[str, int] = dict.fromkeys(SHARES, 100)  # of a measure: shares are shown in percent
 ORDER = (  # of the report's studies
     "iterations", "liti", "merge", "anchor", "seed_report", "next_step", "text", "sensitivity",
 )  # fmt: skip
@@ -96,7 +102,7 @@ class Verdict:
         if self.comparison.expected.startswith("not"):
             if worst > -SMALL:
                 return HOLDS
-            return REFUTED if best < 0 else UNKNOWN
+            return REFUTED if best < -SMALL else UNKNOWN
         if self.p >= ALPHA:
             return ALIKE if self.is_small else UNKNOWN
         if claimed * self.between["mean"] < 0:
@@ -156,10 +162,15 @@ class Verdict:
         return f", но без поправки {', '.join(told)}" if told else ""
 
     @property
-    def trainings(self) -> str:
-        """«обучений: 5», and of how many where some are still missing."""
+    def n(self) -> str:
+        """«5», or «3 из 5» where some trainings are still missing."""
         missing = f" из {self.of:g}" if len(self.by_seed) < self.of else ""
-        return f"обучений: {len(self.by_seed)}{missing}"
+        return f"{len(self.by_seed)}{missing}"
+
+    @property
+    def trainings(self) -> str:
+        """«обучений: 5»."""
+        return f"обучений: {self.n}"
 
     @property
     def effect(self) -> str:
@@ -172,7 +183,9 @@ class Verdict:
 
     @property
     def effect_alone(self) -> str:
-        """The same without its unit."""
+        """The same without the unit of rewards, which is that of the tables; others keep theirs."""
+        if not self.between or self.comparison.measure != "reward":
+            return self.effect
         mean, low, high = self._numbers()
         return f"{mean} [{low}; {high}]"
 
@@ -191,16 +204,17 @@ class Verdict:
         said = f"**{word[0].upper()}{word[1:]}**: «{self.comparison.claim}»"
         if not self.between:
             return f"{said} ({self.effect})."
-        p = "" if math.isnan(self.p) else f", p\u00a0{self.p_text}"
+        equals = "" if self.p < 1e-3 else f"={NBSP}"
+        p = "" if math.isnan(self.p) else f", p{NBSP}{equals}{self.p_text}"
         return f"{said}. Разность {self.effect}{self.where}, {self.trainings}{p}{self.unlike}."
 
     @property
     def p_text(self) -> str:
-        """«< 0,001» or «= 0,034»; a dash without a verdict."""
+        """«< 0,001» or «0,034»; a dash without a verdict."""
         if not self.between or math.isnan(self.p):
             return "—"
         near = 1e-3 if abs(self.p - ALPHA) < 5e-4 else 1e-2  # 0,0498 is below 0,05
-        return "<\u00a00,001" if self.p < 1e-3 else f"=\u00a0{number(self.p, near)}"
+        return "<\u00a00,001" if self.p < 1e-3 else number(self.p, near)
 
 
 def load_rows(study: Study) -> Sequence[Row]:
@@ -222,34 +236,31 @@ def family(study: Study) -> list[Study]:
 
 def verdicts(studies: Sequence[Study]) -> list[Verdict]:
     """Of all comparisons of these studies, together, since p is corrected for how many they are."""
-    found: list[tuple[Study, Comparison, dict[int, float], dict[str, float]]] = []
-    of, curves = [], []
+    found = []
     for study in studies:
         rows, asked = load_rows(study), wanted(study)
         for comparison in comparisons(study):
+            curves = curves_of(rows, comparison, asked)
             by_seed = differences(rows, comparison, asked)
-            curves.append(curves_of(rows, comparison, asked))
-            values = list(by_seed.values())
-            of.append(min(_trainings(asked, s) for s in (comparison.ours, comparison.theirs)))
-            needed = max(2, min(FEW_PRIMARY if comparison.primary else FEW, of[-1]))
-            between = between_trainings(values) if len(values) >= needed else {}
-            found.append((study, comparison, by_seed, between))
-    ps = _corrected([(comparison, between) for _, comparison, _, between in found])
-    every = zip(found, ps, of, curves, strict=True)
-    return [Verdict(*each, p, n, pairs) for each, p, n, pairs in every]
+            of = min(_trainings(asked, side) for side in (comparison.ours, comparison.theirs))
+            needed = max(2, min(FEW_PRIMARY if comparison.primary else FEW, of))
+            enough = len(by_seed) >= needed
+            between = between_trainings([*by_seed.values()]) if enough else {}
+            found.append(Verdict(study, comparison, by_seed, between, math.nan, of, curves))
+    return [replace(v, p=p) for v, p in zip(found, _corrected(found), strict=True)]
 
 
-def _corrected(found: Sequence[tuple[Comparison, Mapping[str, float]]]) -> list[float]:
+def _corrected(found: Sequence[Verdict]) -> list[float]:
     """p of each: by Holm over the primary ones, what is missing among them; by Benjamini and Hochberg over
     the others that are there. NaN where «no difference» is not what a claim denies."""
-    ps = [between.get("p", 1.0) for _, between in found]
+    ps = [v.between.get("p", 1.0) for v in found]
     others = list[int]()
-    for k, (comparison, between) in enumerate(found):
-        if comparison.expected.startswith("not"):
+    for k, v in enumerate(found):
+        if v.comparison.expected.startswith("not"):
             ps[k] = math.nan
-        elif between and not comparison.primary:
+        elif v.between and not v.comparison.primary:
             others.append(k)
-    primary = [k for k, (comparison, _) in enumerate(found) if comparison.primary]
+    primary = [k for k, v in enumerate(found) if v.comparison.primary]
     for which, correct in ((primary, holm), (others, false_discovery_control)):
         if which:
             for k, p in zip(which, correct([ps[k] for k in which]), strict=True):
@@ -275,9 +286,7 @@ def claims_table(found: Sequence[Verdict]) -> pd.DataFrame:
 def _claim(v: Verdict) -> tuple[str, ...]:
     mark = "\u00a0•" if v.comparison.primary else ""
     said = v.comparison.claim + mark, v.comparison.source, v.comparison.hypothesis
-    n = v.trainings.removeprefix("обучений: ")
-    effect, p = v.effect if v.between else "—", v.p_text.removeprefix("=\u00a0")
-    return *said, effect, v.kls or "—", n, p, v.word
+    return *said, v.effect if v.between else "—", v.kls or "—", v.n, v.p_text, v.word
 
 
 def profile_table(found: Sequence[Verdict]) -> pd.DataFrame:
@@ -298,15 +307,11 @@ def policies_table(rows: Sequence[Row]) -> pd.DataFrame:
     for name, of_policy in grouped(rows, policy_name).items():
         cells = []
         for measure, places in measures.items():
-            values = [scaled(row, measure) for row in of_policy if _is_told(row, measure)]
+            values = [scaled(row, measure) for row in of_policy if is_told(row, measure)]
             cells.append(mean_text(values, places))
-        table.append((name, *cells, len(of_policy)))
+        n = sum(row["seed"] is not None for row in of_policy)
+        table.append((name, *cells, n or "—"))
     return pd.DataFrame(table, columns=["Политика", *names, "Обучений"])
-
-
-def _is_told(row: Row, measure: str) -> bool:
-    """Whether a row has a measure; of hardly a word an answer, shares of words and pairs tell nothing."""
-    return measure in row and (measure not in SCALES or value(row, "length") >= 1)
 
 
 def scaled(row: Row, measure: str) -> float:
@@ -399,9 +404,8 @@ def grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Ro
 
 ARMS = {  # of the studies of this project
     "ema": "якорь EMA", "sft": "якорь SFT", "sft_weak": "якорь SFT, β = 0.01", "free": "без штрафа",
-    "five": "пять запусков", "long": "один длинный", "merged": "четыре запуска", "single": "один запуск",
-    "beyond": "четыре запуска",
-    "iterated": "по два запуска", "base": "μ = 0.05, β = 0.1", "mu_slow": "μ = 0.01", "mu_fast": "μ = 0.2",
+    "five": "T = 30", "long": "T = 120", "merged": "T = 30", "beyond": "T = 30", "single": "T = 240",
+    "iterated": "I = 4, M = 2", "base": "μ = 0.05, β = 0.1", "mu_slow": "μ = 0.01", "mu_fast": "μ = 0.2",
     "beta_weak": "β = 0.05", "beta_strong": "β = 0.2", "eta_03": "η = 0.3 между итерациями",
     "eta_05": "η = 0.5 между итерациями", "eta_08": "η = 0.8 между итерациями",
     **{f"t{t}": f"T = {t}" for t in (10, 30, 100)},
@@ -413,7 +417,7 @@ WHAT = {"run": "запуск", "ema": "EMA-веса", "average": "среднее
 
 
 def policy_name(row: Row) -> str:
-    """A policy in a few words: «merged: SLERP 4, η = 0,5»."""
+    """A policy in a few words: «T = 30: SLERP 4, η = 0,5»."""
     if row["what"] == "sft":
         return "SFT-модель"
     merged = row["what"] in ("slerp", "lerp")
@@ -431,10 +435,10 @@ def policy_name(row: Row) -> str:
 
 
 def lead(found: Sequence[Verdict]) -> list[str]:
-    """What the primary comparisons of a study say, and those that the report begins with; the first two
-    where it has neither."""
+    """What the primary comparisons of a study say, and those that the report begins with; all where it
+    has neither."""
     main = [v for v in found if v.comparison.primary or v.comparison.name in MAIN]
-    return [v.sentence for v in main or found[:2]]
+    return [v.sentence for v in main or found]
 
 
 def question(study: Study, rows: Sequence[Row]) -> str:
@@ -467,8 +471,50 @@ def further_tables(study: Study, rows: Sequence[Row]) -> dict[str, tuple[str, pd
     return {label: each for label, each in tables.items() if len(each[1])}
 
 
-def cost_sentence(rows: Sequence[Row]) -> str:
-    """How long four runs train on machines of their own, and one of as many steps; empty without both."""
+def remarks(study: Study, rows: Sequence[Row]) -> list[str]:
+    """What else its rows say: what training costs, where the text is gone."""
+    said = cost_sentence(rows) if study.name == "iterations" else []
+    # The section of the experiments says it of theirs.
+    return said + (collapse_sentence(rows) if study.name != "seed_report" else [])
+
+
+def collapse_sentence(rows: Sequence[Row]) -> list[str]:
+    """What reward and judge say of policies whose text is gone; nothing without any."""
+    sft = next((row for row in rows if row["what"] == "sft"), None)
+    trained = [row for row in rows if row["seed"] is not None]
+    if sft is None:
+        return []
+    short, repeating, alike = list[Row](), list[Row](), list[Row]()
+    for row in trained:
+        if value(row, "length") < LEFT * value(sft, "length"):
+            short.append(row)
+        elif value(row, "repetition") > REPETITION_COLLAPSED:
+            repeating.append(row)
+        elif value(row, "distinct_pairs") < LEFT * value(sft, "distinct_pairs"):
+            alike.append(row)
+    gone = [*short, *repeating, *alike]
+    if not gone:
+        return []
+    how = [f"у {len(repeating)} больше половины слов — повторы"] if repeating else []
+    how += [f"у {len(short)} ответы пусты или втрое короче, чем у SFT-модели"] if short else []
+    how += [f"у {len(alike)} все ответы почти одинаковы"] if alike else []
+    judges = {k: name for k, name in (("reward", "награда"), ("judge", "оценка VADER")) if k in sft}
+    told = []
+    for measure, name in judges.items():
+        ends = [number(f(value(row, measure) for row in gone), 0.1) for f in (min, max)]
+        range_ = ends[0] if ends[0] == ends[1] else f"от {ends[0]} до {ends[1]}"
+        told.append(f"{name} — {range_} (у SFT-модели {number(value(sft, measure), 0.1)})")
+    fooled = [all(value(row, k) > value(sft, k) for k in judges) for row in gone]
+    blind = ": выше, чем у SFT-модели, могут быть обе" if any(fooled) and len(judges) > 1 else ""
+    many = "политики" if len(gone) % 10 == 1 and len(gone) % 100 != 11 else "политик"
+    return [
+        f"Текст выродился у {len(gone)} {many} из {len(trained)}: {', '.join(how)}. "
+        f"Их {', '.join(told)}{blind}."
+    ]
+
+
+def cost_sentence(rows: Sequence[Row]) -> list[str]:
+    """How long four runs train on machines of their own, and one of as many steps; none without both."""
 
     def minutes(**keys: Any) -> float | None:
         chains = [row["seconds"]["chain"] for row in rows if fits(row, keys)]
@@ -477,12 +523,12 @@ def cost_sentence(rows: Sequence[Row]) -> str:
     merged = minutes(arm="merged", what="slerp", m=4, eta=1.0)
     alone = minutes(arm="single", what="run", t=120, eta=1.0)
     if merged is None or alone is None:
-        return ""
-    return (
+        return []
+    return [
         f"Самый долгий из четырёх запусков, а столько длилось бы обучение на отдельных машинах, занимает "
         f"{number(merged, 1)} мин, один запуск вчетверо длиннее — {number(alone, 1)} мин (медианы по "
         "обучениям; [@study_iterations:cost])."
-    )
+    ]
 
 
 def cost_table(rows: Sequence[Row]) -> pd.DataFrame:

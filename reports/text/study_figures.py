@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from reports.text.figures import above, new_axes, root_scale
-from reports.text.statistics import Row, curve_of, fits, value
+from reports.text.statistics import Row, curve_of, fits, is_told, value
 from reports.text.studies import MAIN, MARKS, SMALL, Verdict, grouped, policy_name, scaled
 from reports.text.svg import BLACK, COLORS, QUIET, WHITE, tells
 from reports.text.words import decimal, lowered, number, unbroken
@@ -131,7 +131,7 @@ def plane(
     sft = sft_of(rows)
     start = value(sft, "kl"), scaled(sft, measure)
     for each in study.curves if curves is None else curves:
-        keys, chosen = of_curve(each, rows)
+        keys, chosen = of_curve(each, [row for row in rows if is_told(row, measure)])
         n = len({row["seed"] for row in chosen})
         axes = (lambda row: value(row, "kl")), (lambda row: scaled(row, measure))
         begin = start if len({policy_name(row) for row in chosen}) > 1 else None
@@ -539,7 +539,8 @@ def _next_step(study: Study, rows: Sequence[Row]) -> list[Shown]:
             (False, {"color": BLUE, "marker": "o"}),
             (True, {"color": RED, "marker": "s"}),
         ):
-            chosen = [row for row in warp if row["arm"].endswith("_warm") == warm]
+            told = (row for row in warp if is_told(row, measure))
+            chosen = [row for row in told if row["arm"].endswith("_warm") == warm]
             x = {row["arm"]: int(row["arm"].removesuffix("_warm")[1:]) for row in chosen}
             label = "с прогревом до 10⁻⁴" if warm else "без прогрева"
             lines = {"linestyle": (0, (4, 2)) if warm else "-", "markersize": 5}
@@ -736,13 +737,12 @@ def _forest_row(v: Verdict, reach: float, short: bool) -> str:
         name += f"<small>{html.escape(unbroken(about))}</small>"
     said = html.escape(v.effect)
     head = f'<svg class="row" viewBox="0 0 {WIDTH} {ROW}" role="img" aria-label="{said}">'
-    effect = v.effect_alone if v.between and v.comparison.measure == "reward" else v.effect
-    effect = effect if v.between or short else "—"
+    effect = v.effect_alone if v.between or short else "—"
     cells = [f'<th scope="row">{name}</th>', f"<td>{head}{''.join(parts)}</svg></td>"]
     cells.append(f'<td class="n">{html.escape(effect)}</td>')
     if not short:
-        n, p = v.trainings.removeprefix("обучений: "), v.p_text.removeprefix("=\u00a0")
-        cells.append(f'<td class="n" data-of="обучений">{n}</td><td class="n" data-of="p">{p}</td>')
+        cells.append(f'<td class="n" data-of="обучений">{v.n}</td>')
+        cells.append(f'<td class="n" data-of="p">{v.p_text}</td>')
     cells.append(f'<td class="verdict">{MARKS[v.word]} {v.word}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 

@@ -21,24 +21,6 @@ def disagreements(summaries):
     return [claim for claim, (_, word) in verdicts(summaries).items() if word == "расходится"]
 
 
-def test_what_is_blind_to_a_collapse_is_said():
-    def row(arm, reward, judge, repetition, length=20.0):
-        row = {"arm": arm, "what": "warp" if arm else "sft", "repetition": repetition}
-        return row | {"length": length, "reward": {"mean": reward}, "judge": {"mean": judge}}
-
-    whole = [row("", 0.19, 0.15, 0.07), row("experiment_4", 1.1, 0.3, 0.08)]
-    assert comparison.collapse_sentence(whole) == []
-    assert comparison.collapse_sentence([]) == []
-    silent, low = row("experiment_3", -0.04, 0.05, 0.0, 0.02), row("experiment_3", 1.11, 0.06, 0.95)
-    (said,) = comparison.collapse_sentence([*whole, silent, low])
-    assert "у 2 политик из 3: у 1 больше половины слов — повторы, у 1 ответы пусты" in said
-    assert "1,11 балла, оценка VADER — 0,06 (у SFT-модели 0,19 и 0,15)." in said
-    fooled = row("experiment_3_control", 2.9, 1.0, 0.96)
-    (said,) = comparison.collapse_sentence([*whole, low, fooled])
-    assert "1,11–2,90 балла, оценка VADER — 0,06–1,00" in said
-    assert said.endswith("могут не увидеть ни модель награды, ни второй судья.")
-
-
 def test_seed_verdicts_name_what_disagrees():
     summaries = reproduced() | {"experiment_1_control": summary(kl=1e-6, angle=0.0)}
     assert not disagreements(summaries)
@@ -106,10 +88,8 @@ def test_a_row_of_the_table_says_what_differs_and_what_came():
         "experiment_1": summary(kl=1e-6, difference=0.0),
         "experiment_4_control": summary(),
     }
-    rows = [{"what": "sft", "arm": "", "reward": {"mean": 0.5}}]
-    rows += [
-        {"what": "warp", "arm": "experiment_1", "reward": {"mean": mean}} for mean in (0.7, 0.9)
-    ]
+    about = {"what": "warp", "arm": "experiment_1", "sft_reward": 0.5}
+    rows = [about | {"reward": {"mean": mean}} for mean in (0.7, 0.9)]
     first, fourth = comparison.experiments_table(summaries, params, rows).to_dict("records")
     assert (first["№"], first["lr"], first["Прогрев"], first["Seed"]) == (
         "1",

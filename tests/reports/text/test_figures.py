@@ -40,13 +40,10 @@ def test_a_front_is_drawn_with_its_runs_and_without():
 
 def test_experiments_show_their_trainings_and_where_this_one_is():
     arms = ["experiment_1", "experiment_4", "experiment_4_control"]
-    rows = [
-        {"arm": arm, "reward": {"mean": 1.0 + k}, "kl": {"mean": 2.0}}
-        for arm in arms
-        for k in range(3)
-    ]
+    about = {"sft_reward": 0.5, "kl": {"mean": 2.0}}
+    rows = [about | {"arm": arm, "reward": {"mean": 1.0 + k}} for arm in arms for k in range(3)]
     here = {"experiment_4": summary(difference=0.7)}
-    gain, _ = map(drawn, figures.by_experiment(rows, here, sft=0.5))
+    gain, _ = map(drawn, figures.by_experiment(rows, here))
     points = [y for line in gain.lines for y in line.get_ydata() if line.get_marker() in "so"]
     assert sorted(points) == sorted(3 * [0.5, 1.5, 2.5])
     (cross,) = [line for line in gain.lines if line.get_marker() == "x" and len(line.get_xdata())]

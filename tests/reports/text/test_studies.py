@@ -159,7 +159,8 @@ def test_tables_are_the_rows(project):
     for study in every:
         rows = studies.load_rows(study)
         table = studies.policies_table(rows).set_index("Политика")
-        assert table["Обучений"].sum() == len(rows)
+        assert table.loc["SFT-модель", "Обучений"] == "—"
+        assert table["Обучений"].drop("SFT-модель").sum() == len(rows) - 1
         for name, of_policy in studies.grouped(rows, studies.policy_name).items():
             rewards = [row["reward"]["mean"] for row in of_policy]
             assert table.loc[name, "Награда"] == studies.mean_text(rewards, 2)
@@ -415,12 +416,42 @@ def test_a_forest_has_a_scale_of_rewards_where_a_step_of_it_fits():
 
 
 def test_shares_of_the_words_of_empty_answers_are_not_shown():
-    row = {"what": "warp", "arm": "experiment_3", "m": None, "iteration": None, "t": None}
+    row = {
+        "what": "warp",
+        "arm": "experiment_3",
+        "seed": 1,
+        "m": None,
+        "iteration": None,
+        "t": None,
+    }
     row |= {"lam": None, "eta": None, "reward": {"mean": -0.04}, "kl": {"mean": 55.6}}
     shares = {"repetition": 0.0, "distinct_pairs": 1.0}
     for length, shown in ((0.023, ["—", "—"]), (24.0, ["0,0", "100,0"])):
         (cells,) = studies.policies_table([row | shares | {"length": length}]).to_dict("records")
         assert [cells["Повторы, %"], cells["Разных пар, %"]] == shown
+
+
+def test_where_the_text_is_gone_it_is_said():
+    def row(seed, reward, judge, repetition, length=20.0, pairs=0.9):
+        row = {"what": "sft" if seed is None else "warp", "seed": seed, "repetition": repetition}
+        row |= {"length": length, "distinct_pairs": pairs}
+        return row | {"reward": {"mean": reward}, "judge": {"mean": judge}}
+
+    whole = [row(None, 0.19, 0.15, 0.07), row(1, 1.1, 0.3, 0.08)]
+    assert studies.collapse_sentence(whole) == studies.collapse_sentence([]) == []
+    short, repeating = row(1, -0.04, 0.05, 0.0, 0.02, 1.0), row(1, 1.11, 0.06, 0.95, pairs=0.01)
+    (said,) = studies.collapse_sentence([*whole, short])
+    assert said.startswith("Текст выродился у 1 политики из 2: у 1 ответы пусты или втрое короче")
+    assert "Их награда — −0,04 (у SFT-модели 0,19), оценка VADER — 0,05 (у SFT-модели" in said
+    (said,) = studies.collapse_sentence(
+        [*whole, short, repeating, row(2, 1.0, 0.1, 0.1, pairs=0.2)]
+    )
+    assert "у 3 политик из 4: у 1 больше половины слов — повторы, у 1 ответы пусты" in said
+    assert "у 1 все ответы почти одинаковы" in said
+    assert "Их награда — от −0,04 до 1,11 (у" in said
+    assert said.endswith("(у SFT-модели 0,15).")  # no single policy deceives both
+    (said,) = studies.collapse_sentence([*whole, short, row(2, 2.9, 1.0, 0.96)])
+    assert said.endswith(": выше, чем у SFT-модели, могут быть обе.")
 
 
 def test_every_word_has_its_sentence():
@@ -446,8 +477,9 @@ def test_what_it_means_follows_from_the_verdicts(project):
 def test_the_cost_of_merging_is_told_in_time_too(project):
     iterations = next(study for study in project() if study.name == "iterations")
     rows = studies.load_rows(iterations)
-    assert "занимает 1,0 мин" in studies.cost_sentence(rows).replace("\u00a0", " ")
-    assert studies.cost_sentence([row for row in rows if row["arm"] != "merged"]) == ""
+    (said,) = studies.remarks(iterations, rows)
+    assert "занимает 1,0 мин" in said.replace("\u00a0", " ")
+    assert studies.cost_sentence([row for row in rows if row["arm"] != "merged"]) == []
 
 
 def test_rows_of_other_parameters_are_not_shown(project):
