@@ -80,7 +80,7 @@ MOMENTS = [*LINES_6_TO_9, *CHECKPOINT, *RESULTS, *MERGE, *EVALUATION, *RUN_FOLDE
 DROPPING = [
     ("warp_core.store.results.Store.drop", r"kind='run'"),
     ("pathlib.Path.rename", r"run-\w+/weights'"),
-    ("shutil.rmtree", r"\.run-[\w-]+',\), \{'ign"),
+    ("shutil.rmtree", r"\.run-[\w.-]+',\), \{'ign"),
     ("warp_core.folders.policy_kl", 1),
 ]
 

@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from warp_core import folders
 from warp_core.config import WarpConfig
 from warp_core.folders import _start
 from warp_core.merge import MergeError, lerp, liti, merge_files, slerp, task_angles
@@ -26,7 +27,7 @@ from warp_core.store.errors import ConfigError
 from warp_core.store.files import read_json, read_jsonl
 from warp_core.train import Run
 from warp_core.warp import run_front, run_warp
-from warp_core.world.lora import Adapted, Body, adapted_sizes
+from warp_core.world.lora import Adapted, Body, adapted_sizes, pairs_of
 from warp_core.world.models import load_policy, weights_of
 
 LORA = {"lora_rank": 2, "lora_alpha": 3.0, "steps": 3, "lr": 3e-2}
@@ -196,6 +197,29 @@ def test_the_factors_alone_are_trained_and_the_anchor_follows_them(make_run):
     assert any((w != 0).any() for n, w in after.items() if "lora_B" in n)
     for name, w in frozen.items():
         assert torch.equal(w, dict(run.policy.body.model.named_parameters())[name])
+
+
+def test_factors_on_a_bfloat16_body_are_float32_and_begin_with_those_of_the_start(
+    finished, monkeypatch
+):
+    """As on a GPU, whose bodies are bfloat16: too coarse for steps of 1e-5, and for a start that is told
+    from what was added by its bits."""
+    config, _ = finished
+    weights, training = config.folder / "weights", config.training
+    monkeypatch.setattr(folders, "_half", lambda _: True)
+    start, sft = weights / "iteration_1" / "liti", weights / "sft"
+    policy, anchor, _ = folders._start(training, start, sft, 0, 1)
+    assert {w.dtype for w in weights_of(policy.body.model).values()} >= {torch.bfloat16}
+    for name in ("init", "policy", "anchor"):
+        assert {w.dtype for w in policy.body.factors(name).values()} == {torch.float32}
+    loaded = pairs_of(policy.body.factors("init"), 1.0)
+    for name, pair in Adapter(start).pairs.items():
+        assert all(map(np.array_equal, pair, loaded[name]))
+    if policy.config.model_type == "gpt2":  # whose LayerNorm of two types needs a GPU
+        return
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        logits = [model(input_ids=torch.arange(6)[None]).logits for model in (policy, anchor)]
+    assert torch.equal(*logits)
 
 
 def test_an_ema_of_factors_is_that_of_products_but_for_their_covariance(make_run):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,9 +18,10 @@ from reports.text.statistics import common_roots, comparisons, curves_of, differ
 from warp_core import study as study_module
 from warp_core.config import load_params
 from warp_core.engine.local import LocalEngine
+from warp_core.folders import GEOMETRY, geometry
 from warp_core.merge import lerp
 from warp_core.store.errors import ConfigError
-from warp_core.store.files import read_jsonl, write_text
+from warp_core.store.files import read_json, read_jsonl, write_text
 from warp_core.store.results import Store
 from warp_core.study import config_of, policy_of, run_studies, run_study, wanted
 from warp_core.train import Run
@@ -177,6 +179,22 @@ def test_rows_that_are_there_are_not_computed_again_on_any_machine(made):
     kinds = {path.name.partition("-")[0] for path in store().folder.iterdir()}
     assert "run" in kinds
     assert len(list(store().folder.glob("evaluation-*"))) == 1 + 3 * 2  # θ_sft's
+
+
+def test_a_study_that_is_whole_loads_nothing(made, monkeypatch):
+    study = made()
+    rows = run_study(study)
+    monkeypatch.setattr(study_module, "stored_inputs", None)
+    assert run_study(study) == rows
+
+
+def test_runs_that_do_not_move_have_no_angles(policy_folders, tmp_path):
+    start = policy_folders("gpt2")
+    geometry(tmp_path, start, [start, start, start])
+    found = read_json(tmp_path / GEOMETRY)
+    assert found["angle"] is None
+    assert np.array(found["gram"]).max() == 0.0
+    assert found["cosine"] == pytest.approx(1.0)
 
 
 def test_a_judge_is_asked_only_for_rows_that_are_missing(made):

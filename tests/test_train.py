@@ -7,6 +7,8 @@ import copy
 import gc
 import itertools
 import math
+from contextlib import contextmanager
+from functools import partial
 
 import psutil
 import pytest
@@ -543,6 +545,21 @@ def test_a_run_beyond_max_kl_ends_with_the_weights_before_its_last_update(
     assert [row["kl_anchor"] for row in rows] == kls[1:]
     ended, _ = load_policy(str(tmp_path / "out" / "weights"))
     assert torch.equal(flat(weights_of(ended)), history[beyond - 2])
+
+
+def test_what_lies_behind_max_kl_is_passed_too(gpt2, policy_folders, tmp_path, monkeypatch):
+    passed = []
+
+    @contextmanager
+    def context(t):
+        passed.append(t)
+        yield None
+
+    asked = [({"training": {"steps": t}}, partial(context, t)) for t in range(1, 12)]
+    stopped = LOUD | {"steps": 12, "max_kl": 1e-9}
+    rl_run(policy_folders("gpt2"), tmp_path, monkeypatch, stopped, passing=asked)
+    assert len(read_jsonl(tmp_path / "out" / "steps.jsonl")) < 11
+    assert passed == list(range(1, 12))
 
 
 def rl_run(policy, folder, monkeypatch, training, **options):

@@ -291,6 +291,24 @@ def test_runs_that_experiments_share_are_computed_once(gpt2_copy, monkeypatch):
     assert summary["sft_reward"] == run_warp(gpt2_copy)["sft_reward"]
 
 
+def test_weights_that_another_program_drops_before_they_are_shown_are_made_again(
+    gpt2_copy, tmp_path, monkeypatch
+):
+    config = gpt2_copy.model_copy(update={"run_dir": str(tmp_path / "runs" / "again")})
+    trained, shown, show = counted(monkeypatch, "rl_run"), [], Experiment.show
+
+    def late(e, store, run_dir):
+        if not shown:
+            store.drop(e.iterations[0][0][0])
+        shown.append(show(e, store, run_dir))
+        return shown[-1]
+
+    monkeypatch.setattr(Experiment, "show", late)
+    run_warp(config)
+    assert (shown, len(trained)) == ([False, True], 1)  # the others were there
+    assert weights_below(config.folder) == weights_below(gpt2_copy.folder)
+
+
 def test_kept_results_are_theta_slerp_and_warp_with_the_same_numbers(finished, tmp_path):
     config, summary = finished("gpt2")
     lean = config.model_copy(
@@ -780,6 +798,11 @@ def test_bf16_is_refused_where_it_is_slower_but_what_is_done_is_read(
     with pytest.raises(ConfigError, match=r"^precision: 'bf16' given; .* 400\.0 times slower"):
         run_warp(WarpConfig(**params))
     assert not (tmp_path / "runs").exists()
+    experiment = Experiment(WarpConfig(**params))
+    (error,) = experiment.engine.compute(
+        store_of(experiment.config), experiment.wanted()[:1]
+    ).values()
+    assert "400.0 times slower" in str(error)  # each machine of a cluster says it of itself
     monkeypatch.setattr(precision, "bf16_ratio", lambda: 0.5)
     summary = run_warp(WarpConfig(**params))
     monkeypatch.setattr(precision, "bf16_ratio", lambda: 400.0)

@@ -58,7 +58,7 @@ class Training(Parameters):
     anchor: Literal["ema", "sft"] = "ema"
     """What the KL of r_β is measured to: θ_ema, or θ_sft throughout."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of training alone; weights and evaluation stay float32."""
+    """Arithmetic of training alone. What is trained stays float32; on a GPU what it only reads does not."""
     lora_rank: Annotated[Integer, Field(ge=0, le=100_000)] = 0
     """r: adapted matrices are W + lora_alpha / r · B·A; A and B alone are trained. 0: all weights are."""
     lora_alpha: Annotated[Number, Field(gt=0)] = 16.0
@@ -92,7 +92,7 @@ class WarpConfig(RunParameters, World, Training):
     title: Text = "Experiment"
     """Heading in the report."""
 
-    iterations: Annotated[Integer, Field(ge=1, le=1000)] = 2
+    iterations: Annotated[Integer, Field(ge=1, le=100)] = 2
     """I: WARP iterations."""
     runs: Annotated[Integer, Field(ge=1, le=64)] = 2
     """M: RL runs of an iteration."""

@@ -59,13 +59,12 @@ def complete(
         # A seed for each batch: how long one lasts must not change what the next one draws.
         generator = torch.Generator(policy.device).manual_seed(seed + 1_000_003 * (start + 1))
         batch = encode_prompts(tokenizer, prompts[start : start + BATCH], policy.device)
-        logits: list[Tensor] = []
-        drawn_from = None if reference is None else logits
+        logits = None if reference is None else list[Tensor]()
         stops = stop_tokens(policy, tokenizer)
-        y = sample(policy, *batch, max_new_tokens, stops, generator, temperature, drawn_from)
+        y = sample(policy, *batch, max_new_tokens, stops, generator, temperature, logits)
         rollouts.append(y)
         kl = torch.zeros(len(y.tokens))  # (B,)
-        if reference is not None:
+        if reference is not None and logits:
             parts, size = _parts(y, policy)
             of_policy = (
                 torch.stack([each[k : k + size] for each in logits], dim=1)  # (b, N, V)

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from warp_core.config import Training
 from warp_core.engine.loop import to_the_end
 from warp_core.engine.pieces import checked_gram, gram_of_piece
+from warp_core.engine.precision import check_precision
 from warp_core.engine.tape import taped
 from warp_core.engine.tracking import tracked
 from warp_core.evaluate import Completions, complete, policy_kl
@@ -59,6 +60,7 @@ def rl_run(
 ) -> None:
     """θ^m (lines 4 to 10), and its metrics, a row a step; goes on from its last checkpoint."""
     config = Training(**training)
+    check_precision(config.precision)  # of the machine that it runs on
     policy, anchor, tokenizer = _start(config, theta_init, theta_sft, seed, gpus)
     on_the_way = [(p["training"]["steps"], p.get("output", "policy"), c) for p, c in passing]
     # Asked for or not: a checkpoint may be asked for it later.
@@ -73,8 +75,9 @@ def rl_run(
             theta = run.theta_ema if kind == "ema" else weights_of(policy)
             _write_adapter(folder / WEIGHTS, policy, theta, config, body, tokenizer)
         else:
-            model = copy.deepcopy(policy) if kind == "ema" else policy
-            if kind == "ema":
+            ema = kind == "ema"
+            model: Any = (copy.deepcopy(policy) if sft else anchor) if ema else policy
+            if ema and sft:
                 set_weights(model, run.theta_ema)
             write_policy(model, tokenizer, folder / WEIGHTS)
         write_jsonl(folder / STEPS, checkpoint.rows())
@@ -233,7 +236,8 @@ def judge(
 
 def geometry(out: Path, theta_init: Path, thetas: Sequence[Path]) -> None:
     """Of runs and, last, their merge: angles between runs, degrees, least, mean and greatest of all
-    groups; the inner products of all task vectors; the smallest cosine of two whole weights."""
+    groups, null where there is none; the inner products of all task vectors; the smallest cosine of
+    two whole weights."""
     readers, m = tensors.in_files(theta_init, thetas), len(thetas)
     grams, whole = dict[str, Array](), np.zeros((m + 1, m + 1))  # of whole weights θ_init's first
     for name in readers.names:
@@ -244,8 +248,9 @@ def geometry(out: Path, theta_init: Path, thetas: Sequence[Path]) -> None:
                 whole += gram_of_piece(np.zeros_like(first), [first, *others])
     upper, norms = np.triu_indices(m - 1, 1), np.sqrt(whole.diagonal())
     angles = np.degrees([angles_of(gram)[:-1, :-1][upper] for gram in grams.values()])
-    about = {"angle": [float(f(angles)) for f in (np.nanmin, np.nanmean, np.nanmax)]}
-    about |= {"gram": np.sum(list(grams.values()), axis=0).tolist()}
+    known = angles[~np.isnan(angles)]
+    ends = [float(f(known)) for f in (np.min, np.mean, np.max)] if known.size else None
+    about = {"angle": ends, "gram": np.sum(list(grams.values()), axis=0).tolist()}
     write_json(out / GEOMETRY, about | {"cosine": float((whole / np.outer(norms, norms)).min())})
 
 

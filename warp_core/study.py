@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from warp_core.config import ConfigError, WarpConfig, load_params
-from warp_core.engine.precision import check_precision
 from warp_core.engine.tables import Entry, Row, Table, complete
 from warp_core.folders import GEOMETRY, geometry
 from warp_core.store.files import sealed_json
@@ -81,26 +80,26 @@ def _digest(config: WarpConfig, seed: int | None, point: Point) -> str:
 
 
 def tables_of(studies: Iterable[Study]) -> list[Table]:
-    """Of all studies; inputs that experiments have in common are loaded once."""
+    """Of all studies, with what each lacks; inputs that experiments have in common are loaded once."""
     given: dict[str, StoredInputs] = {}
     tables = []
     for study in studies:
         experiments: dict[tuple[str, int], Experiment] = {}
-        entries = []
-        for seed, point in wanted(study):
+        table = Table(study.path, digests(study))
+        asked = zip(table.digests, wanted(study), strict=True)
+        for digest, (seed, point) in (each for each in asked if each[0] not in table.rows):
             which = _training(study, seed, point)
             if which not in experiments:
                 config = config_of(study, *which)
-                check_precision(config.precision)
                 key = repr(config.inputs)
                 given[key] = given.get(key) or stored_inputs(config)
                 experiments[which] = Experiment(config, given[key])
-            entries.append(_entry(study, seed, point, experiments[which]))
-        tables.append(Table(study.path, entries))
+            table.entries.append(_entry(study, seed, point, digest, experiments[which]))
+        tables.append(table)
     return tables
 
 
-def _entry(study: Study, seed: int | None, point: Point, e: Experiment) -> Entry:
+def _entry(study: Study, seed: int | None, point: Point, digest: str, e: Experiment) -> Entry:
     policy, runs = policy_of(e, point)
     label = f"{point.what} {point.arm}" if point.arm else "SFT"
     evaluation = e.evaluation(policy, label)
@@ -117,7 +116,7 @@ def _entry(study: Study, seed: int | None, point: Point, e: Experiment) -> Entry
         return row | {"seconds": store.seconds_behind(policy, "run")}
 
     turn = -1 if seed is None else study.seeds.index(seed)
-    digest, keep = _digest(e.config, seed, point), [e.theta_sft, *e.given.rewards]
+    keep = [e.theta_sft, *e.given.rewards]
     return Entry(digest, turn, tasks, row, keep, e.run_bytes, e.config.gpus)
 
 

@@ -51,7 +51,8 @@ class Parts:
         training = c.training.model_dump(exclude_defaults=True)  # so that later keys change no name
         arguments |= {"training": training | {"steps": steps}}
         arguments |= {} if output == "policy" else {"output": output}
-        hints = {"checkpoint_every": c.checkpoint_every, "body": c.policy, "gpus": c.gpus}
+        arguments |= {"body": c.policy} if c.lora_rank else {}  # which the adapter names
+        hints = {"checkpoint_every": c.checkpoint_every, "gpus": c.gpus}
         label = f"{c.name}, iteration {i}, run {m}"
         hints |= tracked_run(c.model_dump(), i, m, arguments["seed"])
         states = 2 if 0 < c.checkpoint_every < steps else 1  # the new one beside the old

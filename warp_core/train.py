@@ -207,8 +207,7 @@ def loo_baseline(r_beta: Tensor, k: int = 1) -> Tensor:
     """Mean r_β of the other completions, of the same prompt if it has k > 1 (RLOO, Ahmadian et al. 2024),
     else of the batch: (B,) -> (B,); unbiased (Kool et al. 2019)."""
     groups = r_beta.view(-1, k) if k > 1 else r_beta[None]  # (prompts, k) or (1, B)
-    sums = groups.sum(dim=1, keepdim=True) if k > 1 else r_beta.sum()
-    return ((sums - groups) / (groups.shape[1] - 1)).view_as(r_beta)
+    return ((groups.sum(dim=1, keepdim=True) - groups) / (groups.shape[1] - 1)).view_as(r_beta)
 
 
 def _finite(what: str, value: Tensor, step: int) -> Tensor:

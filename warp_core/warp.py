@@ -60,10 +60,11 @@ class Experiment(Parts):
     def front(self, etas: Sequence[float]) -> list[tuple[dict[str, float], Task]]:
         """Its points, evaluated: by η from θ_sft to θ_slerp^I; by run the last θ^m that stay."""
         thetas, end, _ = self.iterations[-1]
-        swept = [(x, self.merged(self.theta_sft, [end], f"front, η = {x:g}", x)) for x in etas]
+        start, label = self.theta_sft, "front, η = {:g}".format
+        swept = [(x, self.merged(start, [end], label(x), x) if x != 1 else end) for x in etas]
         runs = list(enumerate(thetas, start=1)) if self.config.keep_weights == "all" else []
         points: list[tuple[dict[str, float], Task]] = []
-        points += [({"eta": x}, self.evaluation(p, f"front, η = {x:g}")) for x, p in swept]
+        points += [({"eta": x}, self.evaluation(p, label(x))) for x, p in swept]
         return points + [({"run": m}, self.evaluation(p, f"front, run {m}")) for m, p in runs]
 
     def trajectory(self) -> list[tuple[dict[str, int], Task]]:
@@ -102,11 +103,12 @@ class Experiment(Parts):
         result = f"iteration_{last}/slerp", "warp", "sft"
         return {place: each for place, each in places.items() if place in result}
 
-    def show(self, store: Store, run_dir: Path) -> None:
-        """Those of `shown` that are there."""
-        for place, task in self.shown().items():
-            if store.has(task, weights=True):
-                store.show(task, run_dir / "weights" / place)
+    def show(self, store: Store, run_dir: Path) -> bool:
+        """Those of `shown` that are there; whether all are."""
+        there = [(p, task) for p, task in self.shown().items() if store.has(task, weights=True)]
+        for place, task in there:
+            store.show(task, run_dir / "weights" / place)
+        return len(there) == len(self.shown())
 
     def kept(self) -> list[Task]:
         """Those whose weights stay."""
@@ -114,8 +116,9 @@ class Experiment(Parts):
 
     @contextmanager
     def resources(self, store: Store) -> Iterator[None]:
-        """Memory and disk for what is missing, and a precision that this machine can do."""
-        check_precision(self.config.precision)
+        """Memory and disk for what is missing, and a precision that this machine can do, if it is to."""
+        if self.config.engine == "local":
+            check_precision(self.config.precision)
         with self.engine.resources(store, self.wanted(), self.kept()):
             yield
 
@@ -141,9 +144,11 @@ def run_warp(config: WarpConfig, run_dir: Path | str | None = None) -> Summary:
 
 
 def _run(e: Experiment, store: Store, run_dir: Path) -> Summary:
-    wanted = e.wanted()
+    wanted = [*e.wanted(), *e.shown().values()]
     try:
         e.engine.make(store, wanted, e.kept())
+        while not e.show(store, run_dir):  # another program has dropped some
+            e.engine.make(store, wanted, e.kept())
     finally:  # what was logged stays, whatever happened
         runs = [list(enumerate(thetas, start=1)) for thetas, *_ in e.iterations]
         rows = [
@@ -151,7 +156,6 @@ def _run(e: Experiment, store: Store, run_dir: Path) -> Summary:
             for i, thetas in enumerate(runs, start=1)
         ]
         seal_jsonl(run_dir / "metrics.jsonl", itertools.chain(*rows))
-    e.show(store, run_dir)
     of_policies = e.evaluations()
     sft, warp = (read_completions(store.path(evaluation)) for evaluation in of_policies)
     of_warp, of = store.path(of_policies[1]), [store.path(slerp) for _, slerp, _ in e.iterations]

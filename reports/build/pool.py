@@ -32,7 +32,7 @@ def compute(
         asked = section.config
         assert isinstance(asked, WarpConfig | FrontConfig)  # the plan has checked it
         if asked.run_dir not in experiments:
-            experiments[asked.run_dir] = _experiment(project, section, asked.run_dir)
+            experiments[asked.run_dir] = _experiment(project, section, asked.run_dir, engine)
         experiment = experiments[asked.run_dir]
         folder = section.root / experiment.config.folder
         if isinstance(asked, FrontConfig):
@@ -53,11 +53,12 @@ def compute(
         )
 
 
-def _experiment(project: Project, section: Section, run_dir: str) -> Experiment:
+def _experiment(project: Project, section: Section, run_dir: str, engine: str) -> Experiment:
     """Its run folder is looked at now: a notebook that refuses it after the work would be late."""
     config = project.experiment(run_dir)
     try:
-        check_precision(config.precision)
+        if engine == "local":
+            check_precision(config.precision)
         experiment = Experiment(config)
         check_run(config, section.root / config.folder, experiment.identity)
     except ConfigError as error:

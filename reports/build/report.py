@@ -15,7 +15,7 @@ from reports.build.page import About, Part, compile_page
 from reports.build.plan import Project, Section, read_notebook
 from reports.build.references import load_bibliography
 from warp_core.config import FrontConfig, WarpConfig, load_params
-from warp_core.store.files import sealed_json
+from warp_core.store.files import beside, sealed_json
 from warp_core.store.machine import code_of_the_method
 from warp_core.store.results import Store
 
@@ -152,7 +152,7 @@ def forget_other_code(project: Project) -> None:
     for folder in [*folders, *(store / name for name in reversed(other))]:
         if folder.is_dir():
             store.mkdir(exist_ok=True)
-            hidden = tempfile.mkdtemp(dir=store, prefix=f".forgotten-{folder.name}-")
+            hidden = tempfile.mkdtemp(**beside(store / f"forgotten-{folder.name}"))
             folder.rename(Path(hidden) / folder.name)  # whole or not at all
             shutil.rmtree(hidden)
 

@@ -352,7 +352,8 @@ def lemmas_table(rows: Sequence[Row]) -> pd.DataFrame:
             table.append((name, said, "–".join(ends), right))
 
     pairs = [row["geometry"] for row in two if row["what"] == "slerp" and row["lam"] is None]
-    angles, cosines = [pair["angle"][1] for pair in pairs], [pair["cosine"] for pair in pairs]
+    angles = [pair["angle"][1] for pair in pairs if pair["angle"]]
+    cosines = [pair["cosine"] for pair in pairs]
     add(
         "Угол между векторами задач двух запусков, °", "около 90", angles, lambda a: 80 < a < 100, 1
     )

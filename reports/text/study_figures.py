@@ -387,8 +387,8 @@ def _liti(study: Study, rows: Sequence[Row]) -> list[Shown]:
 
 def _merge(study: Study, rows: Sequence[Row]) -> list[Shown]:
     shown = []
-    geometric = [r for r in rows if r.get("geometry") and r["what"] == "slerp" and r["lam"] is None]
-    if geometric:
+    slerps = [r for r in rows if r.get("geometry") and r["what"] == "slerp" and r["lam"] is None]
+    if geometric := [row for row in slerps if row["geometry"]["angle"]]:
         ax, data = new_axes(440, 240), list[dict[str, Any]]()
         for row in geometric:
             low, mean, high = row["geometry"]["angle"]

@@ -263,12 +263,12 @@ def test_what_killed_processes_had_begun_is_removed_but_not_what_is_at_work(task
     a, b, c = (task(what, size=5, steps=3) for what in "abc")
     store.make(a)
     for each in (a, b, c):
-        (store.folder / f".{each.name}-abcd_123" / "weights").mkdir(parents=True)
+        (store.folder / f".{each.name}-abcd_123.tmp" / "weights").mkdir(parents=True)
         (store.folder / "unfinished" / each.name).mkdir(parents=True)
     with store._locked(c.name):
         LocalEngine(1).compute(store, [task("d")])
     hidden = [path.name for path in store.folder.glob(".*")]
-    assert hidden == [f".{c.name}-abcd_123"]
+    assert hidden == [f".{c.name}-abcd_123.tmp"]
     assert sorted(unfinished(store)) == sorted([b.name, c.name])  # b goes on from there
 
 
@@ -373,12 +373,13 @@ def test_each_process_has_a_group_of_gpus(task, store, journal, monkeypatch):
         pass
 
 
-def test_more_gpus_than_there_are_are_refused(monkeypatch):
+def test_more_gpus_than_there_are_are_refused(store, monkeypatch):
     with pytest.raises(ConfigError, match="gpus: 2 given; this machine has 0"):
-        LocalEngine(gpus=2)
+        LocalEngine(gpus=2).opened(store)
     monkeypatch.setattr("warp_core.engine.local.visible_gpus", lambda: list("ab"))
     with pytest.raises(ConfigError, match="gpus: 3 given; this machine has 2"):
-        LocalEngine(gpus=3)
+        LocalEngine(gpus=3).opened(store)
+    assert not store.folder.exists()
 
 
 def test_gpus_that_can_be_seen(monkeypatch):

@@ -361,7 +361,7 @@ def test_tables_of_studies_are_filled_by_the_cluster(connection, store, journal,
     first = make_task(journal, "first")
     task = make_task(journal, "row", first)
     entry = Entry("digest", 0, [task], lambda store: {"text": text_of(store, task)}, [], 10**9)
-    table = Table(tmp_path / "rows.jsonl", [entry])
+    table = Table(tmp_path / "rows.jsonl", [entry.digest], [entry])
     assert "2 side by side" in forecast([table], store, "ray")
     complete([table], store, "studies", "ray")
     assert read_jsonl(table.path)[0]["text"] == "firstrow"

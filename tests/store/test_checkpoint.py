@@ -179,8 +179,8 @@ def test_the_state_before_stays_until_the_new_one_is_whole(tmp_path, monkeypatch
 def test_what_a_killed_process_had_begun_to_save_is_removed(tmp_path):
     """Each would be three copies of the weights."""
     Run(tmp_path).go(3)
-    (tmp_path / ".step_6-abcd1234" / "model").mkdir(parents=True)
-    (tmp_path / ".step_6-abcd1234" / "model" / STATE).write_text("half")
+    (tmp_path / ".step_6-abcd1234.tmp" / "model").mkdir(parents=True)
+    (tmp_path / ".step_6-abcd1234.tmp" / "model" / STATE).write_text("half")
     Run(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"step_3", STEPS}
 

@@ -276,14 +276,17 @@ with appearing(Path({str(tmp_path)!r}) / "run" / "run_1", 0) as staging:
 
 
 def test_of_one_name_nothing_else_is_swept_away(tmp_path):
-    swept = [".run-abcd1234", ".run-abcd1234.tmp"]
-    kept = ["run", ".run_2-abcd1234", ".a-run-abcd1234", "deeper"]
-    for name in (*swept, *kept):
+    swept = ".run-abcd1234.tmp"
+    others = [".run_2-abcd1234.tmp", ".a-run-abcd1234.tmp", ".run-sessions"]  # of other programs
+    kept = ["run", "deeper", *others]
+    for name in (swept, *kept):
         (tmp_path / name).mkdir()
-    (tmp_path / "deeper" / swept[0]).mkdir()
-    sweep(tmp_path, "run")
+    (tmp_path / "deeper" / swept).mkdir()
+    sweep(tmp_path, ".run-*")
     assert {path.name for path in tmp_path.iterdir()} == set(kept)
-    assert (tmp_path / "deeper" / swept[0]).is_dir()
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "deeper", ".run-sessions"}
+    assert (tmp_path / "deeper" / swept).is_dir()
 
 
 def test_a_folder_appears_whole_or_not_at_all_and_replaces_what_was_there(tmp_path):

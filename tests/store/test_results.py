@@ -322,6 +322,21 @@ def test_what_is_read_may_be_dropped_while_its_reader_waits(store, monkeypatch):
     assert store.has(TASK, weights=True)
 
 
+def test_what_is_read_may_be_dropped_while_it_is_read(store):
+    dropped = []
+
+    def read(out, a, **_):
+        if not dropped:
+            dropped.append(a)
+            Store(store.folder).drop(FIRST)
+        write(out, (a / "model").read_text())
+
+    reader = Task("b", read, {}, {"a": FIRST}, size=10)
+    store.make(reader)
+    assert dropped
+    assert store.has(reader, weights=True)
+
+
 # Work that other code began
 
 
@@ -468,13 +483,13 @@ def test_what_killed_processes_left_is_tidied_away_and_what_is_being_made_is_not
     for task in (run, interrupted):  # of the first the result came, and then it was killed
         store.log(task).parent.mkdir(parents=True)
         append_jsonl(store.log(task), {"step": 1})
-    for name in (f".{FIRST.name}-abcd1234", f".{OTHER.name}-abcd1234"):
+    for name in (f".{FIRST.name}-abcd1234.tmp", f".{OTHER.name}-abcd1234.tmp"):
         (store.folder / name / WEIGHTS).mkdir(parents=True)
     (store.folder / "own-notes").mkdir()
     kept = {FIRST.name, run.name, "unfinished", "own-notes"}
     with store._locked(OTHER.name):
         store.tidy()
-        assert set(in_store(store)) == kept | {f".{OTHER.name}-abcd1234"}
+        assert set(in_store(store)) == kept | {f".{OTHER.name}-abcd1234.tmp"}
     assert not store.log(run).parent.exists()
     assert store.rows(interrupted) == [{"step": 1}]
     store.tidy()

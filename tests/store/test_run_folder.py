@@ -236,10 +236,17 @@ def test_an_interruption_that_says_more_is_left_as_it_is(tmp_path):
 
 def test_what_killed_processes_had_begun_to_write_is_removed(tmp_path):
     opened({}, tmp_path / "run", {})
-    begun = tmp_path / "run" / "weights" / ".warp-abcd1234" / "warp"
-    begun.mkdir(parents=True)
+    weights = tmp_path / "run" / "weights"
+    (weights / ".warp-abcd1234.tmp" / "warp").mkdir(parents=True)
+    (weights / "iteration_1" / ".run_1-abcd1234.tmp").mkdir(parents=True)
+    others = [tmp_path / "run" / name / ".a-abcd1234.tmp" for name in ("store", "another_run")]
+    others.append(tmp_path / "run" / ".zsh-sessions")
+    for path in others:
+        path.mkdir(parents=True)
     opened({}, tmp_path / "run", {})
-    assert list((tmp_path / "run" / "weights").iterdir()) == []
+    assert list(weights.iterdir()) == [weights / "iteration_1"]
+    assert list((weights / "iteration_1").iterdir()) == []
+    assert all(path.is_dir() for path in others)
 
 
 HOLD = """

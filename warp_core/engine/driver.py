@@ -43,9 +43,9 @@ class Engine(ABC):
     """Computes tasks, so many side by side.
 
     Attributes:
-        workers, threads: how many, and the threads of each. These follow from that and from the machines,
-            not from what else runs: bits may depend on them. An engine that asks machines knows both when
-            it is `opened`.
+        workers, threads: how many, and the threads of each, on which bits may depend. These follow from the
+            machines, and from what memory is free where no number is given. An engine that asks machines
+            knows both when it is `opened`.
     """
 
     workers = threads = 1

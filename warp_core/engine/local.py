@@ -31,10 +31,8 @@ class LocalEngine(Engine):
 
     def plan(self) -> None:
         """Room is for as many as have GPUs, else for one a core; where all are useful, for as many as have
-        memory. ConfigError where one has fewer GPUs than it is to have."""
+        memory."""
         there, cores = visible_gpus(), torch.get_num_threads()
-        if self.gpus > max(1, len(there)):
-            raise ConfigError(f"gpus: {self.gpus} given; this machine has {len(there)}")
         self.shown = [",".join(some) for some in zip(*[iter(there)] * self.gpus, strict=False)]
         self.memory = self.each, len(self.shown) or 1, self.gpus
         self.workers = self.asked or len(self.shown) or cores
@@ -45,6 +43,9 @@ class LocalEngine(Engine):
         self.threads = max(1, cores // self.workers)
 
     def opened(self, store: Store) -> AbstractContextManager[None]:
+        """ConfigError where one has fewer GPUs than it is to have."""
+        if self.gpus > max(1, there := len(visible_gpus())):
+            raise ConfigError(f"gpus: {self.gpus} given; this machine has {there}")
         return nullcontext()
 
     def reserved(self, tasks: int) -> AbstractContextManager[None]:

@@ -30,8 +30,8 @@ def to_the_end(
     """Lines 5 to 10, from the last checkpoint on; returns the rows of all steps, with their seconds.
 
     A batch whose KL to the anchor is above `max_kl` (0: none is) ends the run with the weights before
-    its last update. Ctrl-C saves all whole steps. `passed` is told every t that the run stands at, `log`
-    every row, of steps before the checkpoint too.
+    its last update, which are those of every later t too. Ctrl-C saves all whole steps. `passed` is told
+    every t that the run stands at, `log` every row, of steps before the checkpoint too.
     """
     if state := checkpoint.restore():
         run.restore(state)
@@ -55,4 +55,6 @@ def to_the_end(
         checkpoint.append(beyond)
         log(beyond)
         run.undo()
+        for t in range(run.t + 1, checkpoint.steps):
+            passed(t)
     return checkpoint.rows()

@@ -42,10 +42,13 @@ class Entry:
 
 @dataclass
 class Table:
-    """The entries of a file, and the rows that are there; raises ConfigError where they are others."""
+    """The rows of a file that are there, and entries for those that are not; raises ConfigError where
+    there are others."""
 
     path: Path
-    entries: Sequence[Entry]
+    digests: Sequence[str]
+    """Of all its rows, in their order."""
+    entries: list[Entry] = field(default_factory=list)
     rows: dict[str, Row] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -60,7 +63,7 @@ class Table:
             raise ConfigError(f"{move}; it is damaged: {error!r}") from None
         if len(self.rows) != len(rows):
             raise ConfigError(f"{move}; it has rows of another version, or a row twice")
-        if strange := self.rows.keys() - {entry.digest for entry in self.entries}:
+        if strange := self.rows.keys() - {*self.digests}:
             row = json.dumps(self.rows[min(strange)], ensure_ascii=False)
             raise ConfigError(
                 f"{move}; {len(strange)} of its rows are not asked for now: {row:.200} …"
@@ -72,8 +75,8 @@ class Table:
         return [entry for entry in self.entries if entry.digest not in self.rows]
 
     def in_order(self) -> list[Row]:
-        """The rows that are there, in the order of the entries."""
-        return [self.rows[e.digest] for e in self.entries if e.digest in self.rows]
+        """The rows that are there, in the order of the file."""
+        return [self.rows[digest] for digest in self.digests if digest in self.rows]
 
     def fill(self, store: Store, finished: set[str] | None = None) -> None:
         """Write the rows whose results are there; of those alone that have something finished."""
@@ -123,7 +126,7 @@ def forecast(tables: Sequence[Table], store: Store, engine: str = "local") -> st
     missing, wanted, keep = _asked(tables)
     schedule = Schedule(store, wanted, keep)
     progress = Progress(store, schedule.tasks, schedule.passed)
-    lines = [f"{t.path}: {len(t.missing)} of {len(t.entries)} rows are missing" for t in tables]
+    lines = [f"{t.path}: {len(t.missing)} of {len(t.digests)} rows are missing" for t in tables]
     kinds = [task.kind for task in schedule.tasks if task.name not in schedule.passed]
     lines.append(", ".join(f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds)))
     pool = _pool(engine, missing)

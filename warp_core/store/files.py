@@ -25,7 +25,7 @@ GB = 1e9
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 # What tempfile names: of a process that was killed while it wrote.
-_LEFT = re.compile(r"\..+-\w{8}(\.tmp)?")
+_LEFT = re.compile(r"\..+-\w{8}\.tmp")
 
 
 # Plain files
@@ -40,7 +40,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replace the file at once; a reader sees the old or the new, never half of it."""
     with writing(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".tmp")
+        handle, name = tempfile.mkstemp(**beside(path))
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -66,14 +66,14 @@ def read_json(path: Path) -> Any:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON object a line."""
+    """One JSON object a line, strict as `write_json`."""
     write_text(path, _jsonl(rows))
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     """Add one line to a log."""
     with writing(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.write(_jsonl([row]))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ def _json(data: Any) -> str:
 
 
 def _jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def _rows(data: bytes) -> list[dict[str, Any]]:
@@ -187,7 +187,7 @@ def appearing(folder: Path, size: int, seal: bool = True) -> Iterator[Path]:
     make_room(folder, size)
     with writing(folder, size):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        with tempfile.TemporaryDirectory(**beside(folder)) as temporary:
             staging = Path(temporary) / "model"
             staging.mkdir()
             yield staging
@@ -221,14 +221,18 @@ def verify(folder: Path, *names: str) -> None:
             raise _damaged(path, folder)
 
 
-def sweep(folder: Path, name: str = "") -> None:
+def beside(path: Path) -> dict[str, Any]:
+    """What tempfile is given, to name what will be renamed to `path`."""
+    return {"dir": path.parent, "prefix": f".{path.name}-", "suffix": ".tmp"}
+
+
+def sweep(folder: Path, pattern: str = ".*") -> None:
     """Remove what processes that were killed had begun to write; none may be at work there.
 
     Args:
-        name: of the one file or folder that they had begun; else all below `folder`.
+        pattern: for what lies in `folder`; of it only what has a name of `beside` is removed.
     """
-    begun = folder.glob(f".{name}-*") if name else folder.rglob(".*")
-    for path in [path for path in begun if _LEFT.fullmatch(path.name)]:
+    for path in [path for path in folder.glob(pattern) if _LEFT.fullmatch(path.name)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 

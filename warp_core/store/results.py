@@ -27,6 +27,7 @@ from filelock import Timeout
 from warp_core.store.files import (
     SUMS,
     appearing,
+    beside,
     read_jsonl,
     seal_json,
     sealed_json,
@@ -179,8 +180,8 @@ class Store:
     def make(self, task: Task, passing: Sequence[Task] = ()) -> None:
         """Compute the result if it or its weights are not there; one process at a time does.
 
-        What it reads is made first where it is missing: another program may have dropped it meanwhile,
-        while this one waited for its turn, say.
+        What it reads is made first where it is missing: another program may have dropped it, while this
+        one waited for its turn, or while it was reading.
 
         Args:
             passing: tasks on its way, whose results are kept as it passes them.
@@ -192,9 +193,17 @@ class Store:
             with self._locked(task.name):
                 if self.has(task, task.weights):
                     return
-                if all(self.has(each, each.weights) for each in task.reads):
-                    self._compute(task, passing)
-                    return
+                if self._is_readable(task):
+                    try:
+                        self._compute(task, passing)
+                        return
+                    except Exception:
+                        if self._is_readable(task):
+                            raise
+
+    def _is_readable(self, task: Task) -> bool:
+        """Whether all that it reads is there."""
+        return all(self.has(each, each.weights) for each in task.reads)
 
     def _compute(self, task: Task, passing: Sequence[Task]) -> None:
         start = time.monotonic()
@@ -215,7 +224,7 @@ class Store:
     @contextmanager
     def _appearing(self, task: Task, start: float, code: str) -> Iterator[Path]:
         """The folder to fill with a result, which then appears with what it was made by."""
-        sweep(self.folder, task.name)
+        sweep(self.folder, f".{task.name}-*")
         with appearing(self.path(task), task.size) as out:
             yield out
             origin = describe_machine() | {"code": code, "seconds": time.monotonic() - start}
@@ -257,7 +266,7 @@ class Store:
         begun = {path.name[1:].rpartition("-")[0] for path in self.folder.glob(".*-*-*")}
         for name in unfinished | begun:
             with suppress(Timeout), self._locked(name, 0):  # else somebody is at work on it
-                sweep(self.folder, name)
+                sweep(self.folder, f".{name}-*")
                 if (self.folder / name / WEIGHTS).is_dir():
                     shutil.rmtree(self.folder / "unfinished" / name, ignore_errors=True)
 
@@ -268,7 +277,7 @@ class Store:
             return
         with self._locked(task.name):  # another program may have dropped them meanwhile
             if weights.is_dir() and all(path.stat().st_nlink == 1 for path in weights.iterdir()):
-                hidden = tempfile.mkdtemp(dir=self.folder, prefix=f".{task.name}-")
+                hidden = tempfile.mkdtemp(**beside(self.path(task)))
                 weights.rename(Path(hidden) / WEIGHTS)
                 # What is still being read stays until the next sweep.
                 shutil.rmtree(hidden, ignore_errors=True)
@@ -289,7 +298,7 @@ class Store:
         if filecmp.cmpfiles(source, folder, names)[0] == names:  # one file, or a copy of it
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        with tempfile.TemporaryDirectory(**beside(folder)) as temporary:
             staging = Path(temporary) / folder.name
             staging.mkdir()
             for path in files:

@@ -136,6 +136,7 @@ def open_run(params: Parameters, run_dir: Path, identity: dict[str, str]) -> Ite
         with FileLock(run_dir / ".lock", timeout=PATIENCE):
             check_run(params, run_dir, identity)  # again: who had it meanwhile may be another
             sweep(run_dir)
+            sweep(run_dir / "weights", "**/.*")
             if not (run_dir / "params.yaml").is_file():
                 about = {"layout": LAYOUT, "identity": identity}
                 seal_json(run_dir / "meta.json", describe_machine() | about)

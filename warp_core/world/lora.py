@@ -48,6 +48,8 @@ class Body:
             warnings.simplefilter("ignore")  # of layers whose weights lie transposed
             torch.manual_seed(seed)
             inject_adapter_in_model(config, self.model, name)
+        for factor in self.factors(name).values():  # peft gives them the body's type
+            factor.data = factor.data.float()
         self.model.requires_grad_(False).eval()
         self._active = None
 
