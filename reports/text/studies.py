@@ -327,7 +327,8 @@ def mean_text(values: Sequence[float], places: int) -> str:
     mean, exact = float(np.mean(values)), 10.0 ** (1 - places)
     if len(values) == 1:
         return number(mean, exact)
-    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
+    apart = min(values) < max(values)  # else a deviation is of rounding alone
+    error = float(np.std(values, ddof=1)) / len(values) ** 0.5 if apart else 0.0
     exact = exact if any(values) else 0.0
     while 0 < error < exact / 20:
         exact /= 10

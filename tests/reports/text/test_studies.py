@@ -168,6 +168,7 @@ def test_tables_are_the_rows(project):
     assert studies.mean_text([1.0, 2.0, 3.0], 2) == "2,00\u00a0±\u00a00,58"
     assert studies.mean_text([1.234], 2) == "1,23"
     assert studies.mean_text([0.0, 0.0], 2) == "0\u00a0±\u00a00"
+    assert studies.mean_text([6.8660607570563226] * 5, 1) == "6,9\u00a0±\u00a00,0"
 
 
 def test_readme_has_the_claims_that_the_report_begins_with_in_english(project):
