@@ -73,7 +73,7 @@ RUN_FOLDER = [
 FRONT = [
     ("warp_core.folders.complete", 3),
     ("pathlib.Path.rename", r"merged-\w+/weights'"),  # its weights are dropped
-    ("shutil.rmtree", r"\.merged-[\w-]+',\), \{'ign"),
+    ("shutil.rmtree", r"\.merged-[\w.-]+',\), \{'ign"),
     ("warp_core.warp.front_summary", 1),
 ]
 MOMENTS = [*LINES_6_TO_9, *CHECKPOINT, *RESULTS, *MERGE, *EVALUATION, *RUN_FOLDER, *FRONT]
