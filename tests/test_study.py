@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from reports.text.statistics import common_roots, comparisons, curves_of, differences, load_study
 from warp_core import study as study_module
 from warp_core.config import load_params
+from warp_core.engine import precision
 from warp_core.engine.local import LocalEngine
 from warp_core.folders import GEOMETRY, geometry
 from warp_core.merge import lerp
@@ -186,6 +187,17 @@ def test_a_study_that_is_whole_loads_nothing(made, monkeypatch):
     rows = run_study(study)
     monkeypatch.setattr(study_module, "stored_inputs", None)
     assert run_study(study) == rows
+
+
+def test_bf16_is_refused_before_anything_is_computed_where_it_is_slower(
+    made, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(precision, "bf16_ratio", lambda: 400.0)
+    study = made(arms={"many": {"precision": "bf16"}}, policies=[{"arm": "many", "what": "warp"}])
+    with pytest.raises(ConfigError, match=r"400\.0 times slower"):
+        run_study(study)
+    assert not study.path.exists()
+    assert not list(tmp_path.rglob("run-*"))
 
 
 def test_runs_that_do_not_move_have_no_angles(policy_folders, tmp_path):

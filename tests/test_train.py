@@ -547,19 +547,27 @@ def test_a_run_beyond_max_kl_ends_with_the_weights_before_its_last_update(
     assert torch.equal(flat(weights_of(ended)), history[beyond - 2])
 
 
-def test_what_lies_behind_max_kl_is_passed_too(gpt2, policy_folders, tmp_path, monkeypatch):
+def test_what_lies_behind_max_kl_has_its_weights_too(gpt2, policy_folders, tmp_path, monkeypatch):
     passed = []
 
     @contextmanager
     def context(t):
         passed.append(t)
-        yield None
+        (tmp_path / f"{t}").mkdir()
+        yield tmp_path / f"{t}"
+
+    def result(folder):
+        names = "weights/model.safetensors", "steps.jsonl"
+        return [(folder / name).read_bytes() for name in names]
 
     asked = [({"training": {"steps": t}}, partial(context, t)) for t in range(1, 12)]
-    stopped = LOUD | {"steps": 12, "max_kl": 1e-9}
+    stopped = LOUD | {"steps": 12, "max_kl": 2.0}
     rl_run(policy_folders("gpt2"), tmp_path, monkeypatch, stopped, passing=asked)
-    assert len(read_jsonl(tmp_path / "out" / "steps.jsonl")) < 11
     assert passed == list(range(1, 12))
+    beyond, end = len(read_jsonl(tmp_path / "out" / "steps.jsonl")), result(tmp_path / "out")
+    assert 2 < beyond < 12
+    same = [result(tmp_path / f"{t}") == end for t in passed]
+    assert same == [t >= beyond for t in passed]
 
 
 def rl_run(policy, folder, monkeypatch, training, **options):

@@ -798,11 +798,6 @@ def test_bf16_is_refused_where_it_is_slower_but_what_is_done_is_read(
     with pytest.raises(ConfigError, match=r"^precision: 'bf16' given; .* 400\.0 times slower"):
         run_warp(WarpConfig(**params))
     assert not (tmp_path / "runs").exists()
-    experiment = Experiment(WarpConfig(**params))
-    (error,) = experiment.engine.compute(
-        store_of(experiment.config), experiment.wanted()[:1]
-    ).values()
-    assert "400.0 times slower" in str(error)  # each machine of a cluster says it of itself
     monkeypatch.setattr(precision, "bf16_ratio", lambda: 0.5)
     summary = run_warp(WarpConfig(**params))
     monkeypatch.setattr(precision, "bf16_ratio", lambda: 400.0)

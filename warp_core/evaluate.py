@@ -64,7 +64,7 @@ def complete(
         y = sample(policy, *batch, max_new_tokens, stops, generator, temperature, logits)
         rollouts.append(y)
         kl = torch.zeros(len(y.tokens))  # (B,)
-        if reference is not None and logits:
+        if reference is not None and logits is not None:
             parts, size = _parts(y, policy)
             of_policy = (
                 torch.stack([each[k : k + size] for each in logits], dim=1)  # (b, N, V)

@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 from warp_core.config import Training
 from warp_core.engine.loop import to_the_end
 from warp_core.engine.pieces import checked_gram, gram_of_piece
-from warp_core.engine.precision import check_precision
 from warp_core.engine.tape import taped
 from warp_core.engine.tracking import tracked
 from warp_core.evaluate import Completions, complete, policy_kl
@@ -60,7 +59,6 @@ def rl_run(
 ) -> None:
     """θ^m (lines 4 to 10), and its metrics, a row a step; goes on from its last checkpoint."""
     config = Training(**training)
-    check_precision(config.precision)  # of the machine that it runs on
     policy, anchor, tokenizer = _start(config, theta_init, theta_sft, seed, gpus)
     on_the_way = [(p["training"]["steps"], p.get("output", "policy"), c) for p, c in passing]
     # Asked for or not: a checkpoint may be asked for it later.
@@ -75,9 +73,9 @@ def rl_run(
             theta = run.theta_ema if kind == "ema" else weights_of(policy)
             _write_adapter(folder / WEIGHTS, policy, theta, config, body, tokenizer)
         else:
-            ema = kind == "ema"
-            model: Any = (copy.deepcopy(policy) if sft else anchor) if ema else policy
-            if ema and sft:
+            model: Any = policy
+            if kind == "ema":
+                model = copy.deepcopy(policy) if sft else anchor
                 set_weights(model, run.theta_ema)
             write_policy(model, tokenizer, folder / WEIGHTS)
         write_jsonl(folder / STEPS, checkpoint.rows())

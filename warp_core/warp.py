@@ -15,7 +15,6 @@ import numpy as np
 from warp_core.config import FrontConfig, WarpConfig
 from warp_core.engine.choice import engine_of
 from warp_core.engine.memory import needed_bytes
-from warp_core.engine.precision import check_precision
 from warp_core.engine.progress import bar
 from warp_core.engine.tracking import check_tracker
 from warp_core.folders import FROM_SFT, read_completions
@@ -54,7 +53,7 @@ class Experiment(Parts):
             self.iterations.append((thetas, theta_slerp, theta_init))
         self.warp = theta_init
         differ = 1 if c.shared_run_seed else c.runs
-        asked = self.run_bytes, c.workers, differ, bar(c.name), c.gpus
+        asked = self.run_bytes, c.workers, differ, bar(c.name), c.gpus, c.precision
         self.engine = engine_of(c.engine, *asked)
 
     def front(self, etas: Sequence[float]) -> list[tuple[dict[str, float], Task]]:
@@ -105,10 +104,8 @@ class Experiment(Parts):
 
     def show(self, store: Store, run_dir: Path) -> bool:
         """Those of `shown` that are there; whether all are."""
-        there = [(p, task) for p, task in self.shown().items() if store.has(task, weights=True)]
-        for place, task in there:
-            store.show(task, run_dir / "weights" / place)
-        return len(there) == len(self.shown())
+        places = self.shown().items()
+        return all([store.show(task, run_dir / "weights" / place) for place, task in places])
 
     def kept(self) -> list[Task]:
         """Those whose weights stay."""
@@ -116,9 +113,7 @@ class Experiment(Parts):
 
     @contextmanager
     def resources(self, store: Store) -> Iterator[None]:
-        """Memory and disk for what is missing, and a precision that this machine can do, if it is to."""
-        if self.config.engine == "local":
-            check_precision(self.config.precision)
+        """Memory and disk for what is missing, and machines that can do it."""
         with self.engine.resources(store, self.wanted(), self.kept()):
             yield
 

@@ -7,7 +7,6 @@ from reports.build.faults import ReportError
 from reports.build.plan import Project, Section
 from warp_core.config import ConfigError, FrontConfig, WarpConfig
 from warp_core.engine.choice import engine_of
-from warp_core.engine.precision import check_precision
 from warp_core.engine.progress import Progress
 from warp_core.store.errors import MessageOnly
 from warp_core.store.results import Store, Task
@@ -32,7 +31,7 @@ def compute(
         asked = section.config
         assert isinstance(asked, WarpConfig | FrontConfig)  # the plan has checked it
         if asked.run_dir not in experiments:
-            experiments[asked.run_dir] = _experiment(project, section, asked.run_dir, engine)
+            experiments[asked.run_dir] = _experiment(project, section, asked.run_dir)
         experiment = experiments[asked.run_dir]
         folder = section.root / experiment.config.folder
         if isinstance(asked, FrontConfig):
@@ -41,9 +40,11 @@ def compute(
             wanted += experiment.wanted()
         keep += experiment.kept()
     each = max(experiment.run_bytes for experiment in experiments.values())
-    gpus = max(experiment.config.gpus for experiment in experiments.values())
+    configs = [experiment.config for experiment in experiments.values()]
+    gpus = max(config.gpus for config in configs)
+    precision = "bf16" if any(config.precision == "bf16" for config in configs) else "fp32"
     store = Store(project.runs / "store")
-    everything = engine_of(engine, each, look=look, gpus=gpus)
+    everything = engine_of(engine, each, look=look, gpus=gpus, precision=precision)
     with everything.resources(store, wanted, keep):
         errors = everything.compute(store, wanted, keep)
     if errors:
@@ -53,12 +54,10 @@ def compute(
         )
 
 
-def _experiment(project: Project, section: Section, run_dir: str, engine: str) -> Experiment:
+def _experiment(project: Project, section: Section, run_dir: str) -> Experiment:
     """Its run folder is looked at now: a notebook that refuses it after the work would be late."""
     config = project.experiment(run_dir)
     try:
-        if engine == "local":
-            check_precision(config.precision)
         experiment = Experiment(config)
         check_run(config, section.root / config.folder, experiment.identity)
     except ConfigError as error:

@@ -17,7 +17,6 @@ from warp_core.study import config_of, wanted
 from warp_core.world.studies import Comparison, Point, Study
 
 Row = Mapping[str, Any]
-SHARES = "repetition", "distinct_pairs"  # measures that are shares of an answer's words and pairs
 POINT = list(Point.model_fields)  # keys of a row that a comparison may name
 # Points that two reward models may give θ_sft apart and still be one: trained by the same recipe on
 # processors that round differently, they are 0.0001 apart (LOG.md, 2026-11-27).
@@ -87,8 +86,7 @@ def _unknown(where: str, keys: Mapping[str, Any]) -> list[str]:
 def differences(
     rows: Sequence[Row], comparison: Comparison, asked: Sequence[tuple[int | None, Point]]
 ) -> dict[int, float]:
-    """ours − share · theirs by training seed, for the seeds that have all rows of both that are asked for,
-    and where both tell of the measure.
+    """ours − share · theirs by training seed, for the seeds that have all rows of both that are asked for.
 
     At equal KL it is `at_equal_kl` of the curves through the rows of each side.
     """
@@ -96,12 +94,8 @@ def differences(
         curves = curves_of(rows, comparison, asked).items()
         return {seed: d for seed, pair in curves if (d := at_equal_kl(*pair)) is not None}
     measure, share = comparison.measure, comparison.share
-    pairs = {s: (a[0], b[0]) for s, (a, b, _) in _sides(rows, comparison, asked).items()}
-    return {
-        seed: value(a, measure) - share * value(b, measure)
-        for seed, (a, b) in pairs.items()
-        if is_told(a, measure) and is_told(b, measure)
-    }
+    sides = _sides(rows, comparison, asked).items()
+    return {s: value(a[0], measure) - share * value(b[0], measure) for s, (a, b, _) in sides}
 
 
 def curves_of(
@@ -139,13 +133,11 @@ def _sides(
 
 
 def value(row: Row, measure: str) -> float:
-    """A row's measure: the mean over prompts, or the figure itself."""
+    """A row's measure: the mean over prompts, or the figure itself. Of answers that are mostly empty the
+    few pairs are no diversity: 0."""
+    if measure == "distinct_pairs" and row["length"] < 1:
+        return 0.0
     return row[measure]["mean"] if isinstance(row[measure], Mapping) else row[measure]
-
-
-def is_told(row: Row, measure: str) -> bool:
-    """Whether a row has a measure; of hardly a word an answer, shares of words and pairs tell nothing."""
-    return measure in row and (measure not in SHARES or value(row, "length") >= 1)
 
 
 def fits(row: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:

@@ -21,7 +21,6 @@ from scipy.stats import false_discovery_control
 
 from reports.text.experiment import REPETITION_COLLAPSED
 from reports.text.statistics import (
-    SHARES,
     Curve,
     common_roots,
     comparisons,
@@ -29,7 +28,6 @@ from reports.text.statistics import (
     differences,
     fits,
     holm,
-    is_told,
     load_study,
     value,
 )
@@ -41,9 +39,8 @@ from warp_core.world.studies import Comparison, Study
 
 Row = Mapping[str, Any]
 ALPHA = 0.05  # corrected p of a comparison that is told from zero
-LEFT = (
-    1 / 3
-)  # of θ_sft's words an answer and of its share of different pairs: below that the text is gone
+# Of θ_sft's words an answer, and of its share of different pairs: below that the text is gone.
+LEFT = 1 / 3
 SMALL = 0.1  # points of reward: an interval within it is of no difference to speak of
 # Trainings that a verdict needs, where the study asks for as many; of a primary comparison.
 FEW, FEW_PRIMARY = 3, 5
@@ -57,7 +54,7 @@ UNITS = {  # of a measure: unit, places
     "repetition": ("п. п.", 1),
     "distinct_pairs": ("п. п.", 1),
 }
-SCALES: dict[str, int] = dict.fromkeys(SHARES, 100)  # of a measure: shares are shown in percent
+SCALES = {"repetition": 100, "distinct_pairs": 100}  # of a measure: shares are shown in percent
 ORDER = (  # of the report's studies
     "iterations", "liti", "merge", "anchor", "seed_report", "next_step", "text", "sensitivity",
 )  # fmt: skip
@@ -307,7 +304,7 @@ def policies_table(rows: Sequence[Row]) -> pd.DataFrame:
     for name, of_policy in grouped(rows, policy_name).items():
         cells = []
         for measure, places in measures.items():
-            values = [scaled(row, measure) for row in of_policy if is_told(row, measure)]
+            values = [scaled(row, measure) for row in of_policy if measure in row]
             cells.append(mean_text(values, places))
         n = sum(row["seed"] is not None for row in of_policy)
         table.append((name, *cells, n or "—"))
@@ -337,7 +334,7 @@ def mean_text(values: Sequence[float], places: int) -> str:
 
 def lemmas_table(rows: Sequence[Row]) -> pd.DataFrame:
     """The paper's lemmas on real weights: what they say, and what was measured over trainings."""
-    two = [r for r in rows if r.get("geometry") and r["m"] == 2 and r["what"] in ("slerp", "lerp")]
+    two = [r for r in rows if r["what"] in ("slerp", "lerp") and r["m"] == 2 and moved(r)]
     table = []
 
     def add(
@@ -353,8 +350,7 @@ def lemmas_table(rows: Sequence[Row]) -> pd.DataFrame:
             table.append((name, said, "–".join(ends), right))
 
     pairs = [row["geometry"] for row in two if row["what"] == "slerp" and row["lam"] is None]
-    angles = [pair["angle"][1] for pair in pairs if pair["angle"]]
-    cosines = [pair["cosine"] for pair in pairs]
+    angles, cosines = [pair["angle"][1] for pair in pairs], [pair["cosine"] for pair in pairs]
     add(
         "Угол между векторами задач двух запусков, °", "около 90", angles, lambda a: 80 < a < 100, 1
     )
@@ -366,6 +362,11 @@ def lemmas_table(rows: Sequence[Row]) -> pd.DataFrame:
     bound = [value(r, "kl") / k for r in two if r["what"] == "lerp" and (k := _mixed_kl(r, rows))]
     add("KL(LERP) к средней KL запусков", "не больше 1", bound, lambda x: x <= 1)
     return pd.DataFrame(table, columns=["Величина", "По статье", "Измерено", "Верно"])
+
+
+def moved(row: Row) -> bool:
+    """Whether it tells of the angles between runs: they have none where they are where they began."""
+    return bool(row.get("geometry") and row["geometry"]["angle"])
 
 
 def _norm(row: Row) -> float:
@@ -406,20 +407,21 @@ def grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Ro
 
 ARMS = {  # of the studies of this project
     "ema": "якорь EMA", "sft": "якорь SFT", "sft_weak": "якорь SFT, β = 0.01", "free": "без штрафа",
-    "five": "T = 30", "long": "T = 120", "merged": "T = 30", "beyond": "T = 30", "single": "T = 240",
-    "iterated": "I = 4, M = 2", "base": "μ = 0.05, β = 0.1", "mu_slow": "μ = 0.01", "mu_fast": "μ = 0.2",
+    "long": "T = 120", "iterated": "I = 4, M = 2",
+    "base": "μ = 0.05, β = 0.1", "mu_slow": "μ = 0.01", "mu_fast": "μ = 0.2",
     "beta_weak": "β = 0.05", "beta_strong": "β = 0.2", "eta_03": "η = 0.3 между итерациями",
     "eta_05": "η = 0.5 между итерациями", "eta_08": "η = 0.8 между итерациями",
     **{f"t{t}": f"T = {t}" for t in (10, 30, 100)},
     **{f"t{t}_warm": f"T = {t} с прогревом" for t in (10, 30, 100)},
     **{f"experiment_{k}": f"эксперимент {k}" for k in range(1, 5)},
     **{f"experiment_{k}_control": f"эксперимент {k}, контроль" for k in range(1, 5)},
+    **dict.fromkeys(("five", "merged", "beyond", "single"), ""),  # told by what the policy is
 }  # fmt: skip
 WHAT = {"run": "запуск", "ema": "EMA-веса", "average": "среднее весов", "warp": "WARP"}
 
 
 def policy_name(row: Row) -> str:
-    """A policy in a few words: «T = 30: SLERP 4, η = 0,5»."""
+    """A policy in a few words: «якорь SFT: запуск, t = 30»; «SLERP 4, η = 0,5»."""
     if row["what"] == "sft":
         return "SFT-модель"
     merged = row["what"] in ("slerp", "lerp")
@@ -430,7 +432,8 @@ def policy_name(row: Row) -> str:
     details += [f"t = {row['t']}"] if isinstance(row["t"], int) else []
     details += [f"λ = {row['lam']:g}"] if row["lam"] is not None else []
     details += [f"η = {row['eta']:g}"] if row["eta"] not in (None, 1) else []
-    return f"{ARMS.get(row['arm'], row['arm'])}: {', '.join([name, *details])}".replace(".", ",")
+    arm = ARMS.get(row["arm"], row["arm"])
+    return f"{arm}{': ' * bool(arm)}{', '.join([name, *details])}".replace(".", ",")
 
 
 # Sentences
@@ -498,9 +501,10 @@ def collapse_sentence(rows: Sequence[Row]) -> list[str]:
     if not gone:
         return []
     how = [f"у {len(repeating)} больше половины слов — повторы"] if repeating else []
-    how += [f"у {len(short)} ответы пусты или втрое короче, чем у SFT-модели"] if short else []
-    how += [f"у {len(alike)} все ответы почти одинаковы"] if alike else []
-    judges = {k: name for k, name in (("reward", "награда"), ("judge", "оценка VADER")) if k in sft}
+    how += [f"у {len(short)} слов втрое меньше, чем у SFT-модели, или нет совсем"] if short else []
+    how += [f"у {len(alike)} втрое меньше различных пар слов"] if alike else []
+    said = {"reward": "награда", "judge": "оценка VADER"}
+    judges = {k: name for k, name in said.items() if all(k in row for row in [sft, *gone])}
     told = []
     for measure, name in judges.items():
         ends = [number(f(value(row, measure) for row in gone), 0.1) for f in (min, max)]

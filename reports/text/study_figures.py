@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from reports.text.figures import above, new_axes, root_scale
-from reports.text.statistics import Row, curve_of, fits, is_told, value
-from reports.text.studies import MAIN, MARKS, SMALL, Verdict, grouped, policy_name, scaled
+from reports.text.statistics import Row, curve_of, fits, value
+from reports.text.studies import MAIN, MARKS, SMALL, Verdict, grouped, moved, policy_name, scaled
 from reports.text.svg import BLACK, COLORS, QUIET, WHITE, tells
 from reports.text.words import decimal, lowered, number, unbroken
 from warp_core.world.studies import Study
@@ -131,7 +131,7 @@ def plane(
     sft = sft_of(rows)
     start = value(sft, "kl"), scaled(sft, measure)
     for each in study.curves if curves is None else curves:
-        keys, chosen = of_curve(each, [row for row in rows if is_told(row, measure)])
+        keys, chosen = of_curve(each, rows)
         n = len({row["seed"] for row in chosen})
         axes = (lambda row: value(row, "kl")), (lambda row: scaled(row, measure))
         begin = start if len({policy_name(row) for row in chosen}) > 1 else None
@@ -387,8 +387,8 @@ def _liti(study: Study, rows: Sequence[Row]) -> list[Shown]:
 
 def _merge(study: Study, rows: Sequence[Row]) -> list[Shown]:
     shown = []
-    slerps = [r for r in rows if r.get("geometry") and r["what"] == "slerp" and r["lam"] is None]
-    if geometric := [row for row in slerps if row["geometry"]["angle"]]:
+    geometric = [r for r in rows if r["what"] == "slerp" and r["lam"] is None and moved(r)]
+    if geometric:
         ax, data = new_axes(440, 240), list[dict[str, Any]]()
         for row in geometric:
             low, mean, high = row["geometry"]["angle"]
@@ -539,8 +539,7 @@ def _next_step(study: Study, rows: Sequence[Row]) -> list[Shown]:
             (False, {"color": BLUE, "marker": "o"}),
             (True, {"color": RED, "marker": "s"}),
         ):
-            told = (row for row in warp if is_told(row, measure))
-            chosen = [row for row in told if row["arm"].endswith("_warm") == warm]
+            chosen = [row for row in warp if row["arm"].endswith("_warm") == warm]
             x = {row["arm"]: int(row["arm"].removesuffix("_warm")[1:]) for row in chosen}
             label = "с прогревом до 10⁻⁴" if warm else "без прогрева"
             lines = {"linestyle": (0, (4, 2)) if warm else "-", "markersize": 5}

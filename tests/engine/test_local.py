@@ -373,13 +373,12 @@ def test_each_process_has_a_group_of_gpus(task, store, journal, monkeypatch):
         pass
 
 
-def test_more_gpus_than_there_are_are_refused(store, monkeypatch):
+def test_more_gpus_than_there_are_are_refused(monkeypatch):
     with pytest.raises(ConfigError, match="gpus: 2 given; this machine has 0"):
-        LocalEngine(gpus=2).opened(store)
+        LocalEngine(gpus=2).check()
     monkeypatch.setattr("warp_core.engine.local.visible_gpus", lambda: list("ab"))
     with pytest.raises(ConfigError, match="gpus: 3 given; this machine has 2"):
-        LocalEngine(gpus=3).opened(store)
-    assert not store.folder.exists()
+        LocalEngine(gpus=3).check()
 
 
 def test_gpus_that_can_be_seen(monkeypatch):
@@ -442,3 +441,46 @@ def test_a_schedule_waits_for_what_is_needed_and_gives_up_what_failed(task, stor
     schedule.finish(a, None)
     assert [schedule.next(), schedule.next()] == [c, None]
     assert schedule.errors == {b.name: error, d.name: error}
+
+
+# What a longer run keeps on its way
+
+
+def keep_then_wait(out, work, passing, journal, **_):
+    """Keeps what it passes, and ends behind what reads that."""
+    for _, context in passing:
+        with context() as folder:
+            (folder / "text").write_text("short")
+    deadline = time.monotonic() + 30
+    while "reader" not in calls(journal) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    append_jsonl(journal, {"what": "long"})
+    (out / "text").write_text("long")
+
+
+def on_one_way(journal):
+    about = {"hints": {"journal": journal}, "way": "w"}
+    return [Task("t", keep_then_wait, {"to": n}, steps=n, **about) for n in (1, 9)]
+
+
+def test_what_is_kept_on_the_way_is_read_before_the_way_ends(task, store, journal, monkeypatch):
+    monkeypatch.setattr("warp_core.engine.local.LOOK", 0.1)
+    short, long = on_one_way(journal)
+    told = []
+    engine = LocalEngine(2, look=lambda progress: told.append(list(progress.finished)))
+    assert engine.compute(store, [long, task("reader", short)]) == {}
+    assert calls(journal) == ["reader", "long"]
+    assert [each.name for each in told[-1]].count(short.name) == 1
+
+
+def test_what_was_kept_on_the_way_is_done(task, store, journal):
+    short, long = on_one_way(journal)
+    reader = task("reader", short)
+    schedule = Schedule(store, [long, reader], [])
+    assert [schedule.next(), schedule.next(), schedule.arrived()] == [long, None, []]
+    (store.path(short)).mkdir(parents=True)
+    assert schedule.arrived() == [short]
+    assert schedule.arrived() == []
+    assert [schedule.next(), schedule.next()] == [reader, None]
+    assert schedule.finish(long, None) == [long]
+    assert schedule.finish(reader, None) == [reader]

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -26,6 +28,7 @@ from warp_core.engine.choice import engine_of
 from warp_core.engine.tables import Entry, Table, complete, forecast
 from warp_core.store.errors import ConfigError, DiedError, Interrupted, TrainingError
 from warp_core.store.files import read_jsonl, sealed_json
+from warp_core.store.machine import PACKAGES, code_of_the_method
 from warp_core.store.results import Store
 from warp_core.warp import Experiment, run_warp
 
@@ -34,7 +37,14 @@ os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 
 ray = pytest.importorskip("ray", reason="Ray has no wheel for this Python or system")
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from warp_core.engine.ray_cluster import Machine, RayEngine, connected, environment, side_by_side  # noqa: E402
+from warp_core.engine.ray_cluster import (  # noqa: E402
+    Machine,
+    RayEngine,
+    _seen,
+    connected,
+    environment,
+    side_by_side,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"object_store_memory": 80 * 2**20, "memory": 4 * 10**9}
@@ -265,6 +275,16 @@ def test_more_memory_than_a_machine_has(connection, params, tmp_path, monkeypatc
     monkeypatch.setattr("warp_core.warp.needed_bytes", lambda sizes: 7 * 10**9)
     said = r"a run wants a CPU and about 7.0 GB, and no machine of the cluster has that \(.* 4.0 GB"
     refused(params, tmp_path, said)
+
+
+def test_each_machine_judges_its_own_precision(tmp_path, monkeypatch):
+    monkeypatch.setattr("warp_core.engine.precision.bf16_ratio", lambda: 400.0)
+    RayEngine(precision="bf16").check()  # where the command is run
+    (tmp_path / "mark").write_text("word")
+    known = code_of_the_method(), [version(package) for package in PACKAGES]
+    there = partial(_seen, tmp_path / "mark", "word", tmp_path, known)
+    assert there("fp32") == ""
+    assert "400.0 times slower" in there("bf16")
 
 
 def test_a_folder_that_is_not_shared(connection, params, tmp_path):

@@ -21,6 +21,6 @@ def test_texts_without_a_word_repeat_nothing():
         "words": 0.0,
         "repetition": 0.0,
         "distinct": 0.5,
-        "distinct_pairs": 1.0,
+        "distinct_pairs": 0.0,
         "empty": 1.0,
     }

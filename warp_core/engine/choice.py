@@ -15,6 +15,7 @@ def engine_of(
     useful: int = 0,
     look: Look = lambda _: None,
     gpus: int = 1,
+    precision: str = "fp32",
 ) -> Engine:
     """Processes of this machine (`local`), or tasks of a cluster (`ray`).
 
@@ -23,9 +24,10 @@ def engine_of(
         workers: how many side by side; 0: as many as there is room for, but no more than are `useful`
             (0: all are).
         gpus: of each, where there are GPUs.
+        precision: of the runs; "bf16" where one is.
     """
     if engine == "local":
-        return LocalEngine(workers, useful, look, each, gpus)
+        return LocalEngine(workers, useful, look, each, gpus, precision)
     if not find_spec("ray"):
         raise ConfigError(
             "engine: 'ray' given; Ray is not installed: `pip install -e .[ray]` does that, and engine: "
@@ -36,4 +38,4 @@ def engine_of(
     os.environ.setdefault("RAY_worker_niceness", "0")
     from warp_core.engine.ray_cluster import RayEngine
 
-    return RayEngine(workers, useful, look, each, gpus)
+    return RayEngine(workers, useful, look, each, gpus, precision)

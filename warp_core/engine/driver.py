@@ -15,6 +15,7 @@ from warp_core.store.files import make_room
 from warp_core.store.results import Store, Task
 from warp_core.store.signals import terminated_as_interrupted
 
+LOOK = 5.0  # seconds
 Look = Callable[[Progress], None]
 Ended = list[tuple[Task, BaseException | None]]
 
@@ -27,7 +28,7 @@ class Hands(Protocol):
         ...
 
     def ended(self) -> Ended:
-        """Those that have ended, and what they raised; waits for one."""
+        """Those that have ended, and what they raised; waits for one, but no longer than `LOOK`."""
         ...
 
     def interrupt(self) -> None:
@@ -57,6 +58,7 @@ class Engine(ABC):
         look: Look = lambda _: None,
         each: int = 0,
         gpus: int = 1,
+        precision: str = "fp32",
     ) -> None:
         """
         Args:
@@ -64,14 +66,19 @@ class Engine(ABC):
             look: called every second with the progress.
             each: bytes of memory that one wants.
             gpus: of each, where there are GPUs.
-
-        Raises ConfigError where that cannot be, and the engine knows it already.
+            precision: of the runs; "bf16" where one is.
         """
         self.asked, self.useful, self.look, self.each, self.gpus = workers, useful, look, each, gpus
+        self.precision = precision
         self.plan()
 
     def plan(self) -> None:
         """Of workers and threads, what can be known before it is opened."""
+        return
+
+    def check(self) -> None:
+        """Raises ConfigError where what is asked for cannot be, as far as the engine knows before it is
+        opened."""
         return
 
     @abstractmethod
@@ -90,8 +97,11 @@ class Engine(ABC):
     def resources(
         self, store: Store, wanted: Sequence[Task], keep: Sequence[Task]
     ) -> Iterator[None]:
-        """Memory and disk for them; ConfigError, StorageError if there is too little."""
+        """Memory and disk for those that are missing, and machines that can do them; else ConfigError,
+        StorageError."""
         tasks = len(Schedule(store, wanted, keep).tasks)
+        if tasks:
+            self.check()
         with self.opened(store), self.reserved(min(self.workers, tasks)):
             make_room(store.folder, self.room(store, wanted, keep))
             yield
@@ -147,6 +157,7 @@ class Engine(ABC):
         hands = self.hands(store, len(schedule.tasks))
         try:
             while True:
+                progress.finished += schedule.arrived()
                 while len(progress.running) < self.workers and (task := schedule.next()):
                     progress.running.append(task)
                     hands.start(task, schedule.passing(task))

@@ -9,8 +9,17 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor, process_executor
 
-from warp_core.engine.driver import Ended, Engine, Hands, made_here, make_in_process, threads_set
+from warp_core.engine.driver import (
+    LOOK,
+    Ended,
+    Engine,
+    Hands,
+    made_here,
+    make_in_process,
+    threads_set,
+)
 from warp_core.engine.memory import fitting, reserved, visible_gpus
+from warp_core.engine.precision import check_precision
 from warp_core.store.errors import ConfigError, DiedError
 from warp_core.store.results import Store, Task
 from warp_core.store.signals import end_with_parent
@@ -42,10 +51,13 @@ class LocalEngine(Engine):
             self.workers = min(self.workers, fitting(*self.memory))
         self.threads = max(1, cores // self.workers)
 
-    def opened(self, store: Store) -> AbstractContextManager[None]:
-        """ConfigError where one has fewer GPUs than it is to have."""
+    def check(self) -> None:
+        """Of GPUs and precision."""
         if self.gpus > max(1, there := len(visible_gpus())):
             raise ConfigError(f"gpus: {self.gpus} given; this machine has {there}")
+        check_precision(self.precision)
+
+    def opened(self, store: Store) -> AbstractContextManager[None]:
         return nullcontext()
 
     def reserved(self, tasks: int) -> AbstractContextManager[None]:
@@ -96,7 +108,7 @@ class _Processes:
 
     def ended(self) -> Ended:
         ended = Ended()
-        for call in wait(self.busy, return_when=FIRST_COMPLETED).done:
+        for call in wait(self.busy, LOOK, return_when=FIRST_COMPLETED).done:
             process, task = self.busy.pop(call)
             error = call.exception()
             if isinstance(error, BrokenProcessPool):

@@ -50,7 +50,8 @@ def to_the_end(
                 run.update()
                 row["seconds"] = time.perf_counter() - start
             log(row)
-        passed(run.t)
+        else:
+            passed(run.t)
     if beyond:  # out of there: no state may be saved that has gone back
         checkpoint.append(beyond)
         log(beyond)

@@ -31,7 +31,8 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from warp_core.engine.driver import Ended, Engine, Hands, made_here, make_in_process
+from warp_core.engine.driver import LOOK, Ended, Engine, Hands, made_here, make_in_process
+from warp_core.engine.precision import check_precision
 from warp_core.engine.progress import steps_of
 from warp_core.store.errors import ConfigError, DiedError, MessageOnly
 from warp_core.store.files import make_room
@@ -39,8 +40,7 @@ from warp_core.store.machine import PACKAGES, code_of_the_method
 from warp_core.store.results import Store, Task
 
 TRIES = 3  # of a task whose process or machine dies, and which comes no further
-# Seconds: of an address, between two looks at the machines, of a mark.
-ANSWER, LOOK, MARK = 5.0, 5.0, 300.0
+ANSWER, MARK = 5.0, 300.0  # seconds: of an address, of a mark
 # Of the environment, what decides bits, speed, or where things lie; no keys of anybody.
 PREFIXES = ("MKL_", "OMP_", "GOMP_", "OPENBLAS_", "MALLOC_", "TOKENIZERS_", "HF_HUB_", "WARP_")
 PREFIXES += ("WANDB_MODE", "MLFLOW_TRACKING_URI", "TRACKIO_DIR", "TRACKIO_SPACE_ID")
@@ -83,7 +83,7 @@ class RayEngine(Engine):
             sizes_of_one = {"num_cpus": self.threads, "num_gpus": gpus, "memory": memory}
             self.wants = sizes_of_one | {"runtime_env": runtime_env}
             used = [machine for machine in machines if machine.room(self.threads, memory, gpus)]
-            check_shared(store.folder, used, runtime_env)
+            check_machines(store.folder, used, runtime_env, self.precision)
             yield
 
     def hands(self, store: Store, tasks: int) -> Hands:
@@ -193,9 +193,11 @@ def _not_connected(error: Exception) -> str:
     return f"engine: 'ray' given; {where}; {why}"
 
 
-def check_shared(folder: Path, machines: Sequence[Machine], runtime_env: dict[str, Any]) -> None:
-    """Raises ConfigError where a machine does not see what this one writes into the store's folder, or
-    has other code; nothing stays there."""
+def check_machines(
+    folder: Path, machines: Sequence[Machine], runtime_env: dict[str, Any], precision: str
+) -> None:
+    """Raises ConfigError where a machine does not see what this one writes into the store's folder, has
+    other code, or is slow at the precision; nothing stays there."""
     make_room(folder, 0)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists()).absolute()
     word = secrets.token_hex(16)
@@ -204,7 +206,7 @@ def check_shared(folder: Path, machines: Sequence[Machine], runtime_env: dict[st
         mark.flush()
         os.fsync(mark.fileno())
         known = code_of_the_method(), [version(package) for package in PACKAGES]
-        call = Path(mark.name), word, Path.cwd(), known
+        call = Path(mark.name), word, Path.cwd(), known, precision
         how = {
             "name": "shared folder?",
             "num_cpus": 0,
@@ -225,7 +227,7 @@ def check_shared(folder: Path, machines: Sequence[Machine], runtime_env: dict[st
                 raise ConfigError(f"engine: 'ray' given; machine {machine.name} {wrong}")
 
 
-def _seen(mark: Path, word: str, cwd: Path, known: tuple[str, list[str]]) -> str:
+def _seen(mark: Path, word: str, cwd: Path, known: tuple[str, list[str]], precision: str) -> str:
     """On another machine: what is wrong with it; empty if nothing is."""
     try:
         same = mark.read_text() == word
@@ -238,6 +240,10 @@ def _seen(mark: Path, word: str, cwd: Path, known: tuple[str, list[str]]) -> str
     here = code_of_the_method(), [version(package) for package in PACKAGES]
     if here != known:
         return f"has other code or versions, {here}, than this one, {known}"
+    try:
+        check_precision(precision)
+    except ConfigError as error:
+        return f"cannot do what was asked for: {error}"
     return ""
 
 
@@ -274,7 +280,7 @@ class _Cluster:
         self.busy[options.remote(*where, call.task, call.passing, self.threads)] = call
 
     def ended(self) -> Ended:
-        while not self.done:
+        if not self.done:
             for ref in ray.wait(list(self.busy), timeout=LOOK)[0]:
                 call = self.busy.pop(ref)
                 error = _error_of(ref)

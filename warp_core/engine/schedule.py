@@ -38,6 +38,15 @@ class Schedule:
             for each in [task, *task.reads]:
                 self.readers.setdefault(each.name, set()).add(task.name)
 
+    def arrived(self) -> list[Task]:
+        """Those that were kept by one that is still on its way; they are done from now on."""
+        passed = [task for task in self.waiting if task.name in self.passed]
+        arrived = [task for task in passed if self.store.has(task, task.weights)]
+        for task in arrived:
+            self.waiting.remove(task)
+        self._drop(self.settle(arrived))
+        return arrived
+
     def next(self) -> Task | None:
         """The first task that can be computed now; what needs a failed one never can."""
         for task in list(self.waiting):
@@ -69,9 +78,12 @@ class Schedule:
             self.errors[task.name] = error
         else:
             done.append(task)
-        for each in self.settle(done):
-            self.store.drop(each)
+        self._drop(self.settle(done))
         return done
+
+    def _drop(self, spent: Sequence[Task]) -> None:
+        for each in spent:
+            self.store.drop(each)
 
     def settle(self, done: Sequence[Task]) -> list[Task]:
         """Note that these are done; returns those whose weights nothing needs any more."""

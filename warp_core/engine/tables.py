@@ -38,6 +38,8 @@ class Entry:
     """Memory of a worker."""
     gpus: int = 1
     """GPUs of one."""
+    precision: str = "fp32"
+    """Of its runs."""
 
 
 @dataclass
@@ -145,7 +147,9 @@ def forecast(tables: Sequence[Table], store: Store, engine: str = "local") -> st
 def _pool(engine: str, missing: Sequence[Entry], look: Look = lambda _: None) -> Engine:
     """For the largest of them."""
     each = max((entry.bytes for entry in missing), default=0)
-    return engine_of(engine, each, look=look, gpus=max((e.gpus for e in missing), default=1))
+    gpus = max((entry.gpus for entry in missing), default=1)
+    precision = "bf16" if any(entry.precision == "bf16" for entry in missing) else "fp32"
+    return engine_of(engine, each, look=look, gpus=gpus, precision=precision)
 
 
 def _asked(tables: Sequence[Table]) -> tuple[list[Entry], list[Task], list[Task]]:

@@ -222,7 +222,7 @@ def verify(folder: Path, *names: str) -> None:
 
 
 def beside(path: Path) -> dict[str, Any]:
-    """What tempfile is given, to name what will be renamed to `path`."""
+    """What tempfile is given, to name what goes to `path`, or comes from it to be removed."""
     return {"dir": path.parent, "prefix": f".{path.name}-", "suffix": ".tmp"}
 
 

@@ -282,13 +282,16 @@ class Store:
                 # What is still being read stays until the next sweep.
                 shutil.rmtree(hidden, ignore_errors=True)
 
-    def show(self, task: Task, folder: Path) -> None:
-        """Its weights at a place where people look for them: hard links, or copies without them.
+    def show(self, task: Task, folder: Path) -> bool:
+        """Its weights at a place where people look for them: hard links, or copies without them. False
+        where they are not there.
 
         Raises DamagedError where they are not what was written; nothing need have read them since.
         """
         with self._locked(task.name):
-            self._link(task, folder)
+            if there := self.has(task, weights=True):
+                self._link(task, folder)
+        return there
 
     def _link(self, task: Task, folder: Path) -> None:
         source = self.weights(task)

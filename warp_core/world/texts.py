@@ -12,7 +12,7 @@ def text_statistics(texts: Sequence[str]) -> dict[str, float]:
     Returns:
         words: mean number; repetition: share of a text's words that it already used, mean over
         texts; distinct: of different texts; distinct_pairs: of different pairs of neighbouring words
-        (distinct-2 of Li et al. 2016; 1 where there are none); empty: of texts without a word.
+        (distinct-2 of Li et al. 2016; 0 where there are none); empty: of texts without a word.
     """
     words = [text.lower().split() for text in texts]
     pairs = [pair for w in words for pair in itertools.pairwise(w)]
@@ -21,6 +21,6 @@ def text_statistics(texts: Sequence[str]) -> dict[str, float]:
         "words": float(np.mean([len(w) for w in words])),
         "repetition": float(np.mean(repetition)) if repetition else 0.0,
         "distinct": len(set(texts)) / len(texts),
-        "distinct_pairs": len(set(pairs)) / len(pairs) if pairs else 1.0,
+        "distinct_pairs": len(set(pairs)) / len(pairs) if pairs else 0.0,
         "empty": sum(not w for w in words) / len(words),
     }

@@ -111,7 +111,7 @@ def test_the_pool_computes_each_task_once_and_the_notebooks_find_all_of_it(built
         "reward": 1,
         "prompts": 2,  # for training, for the evaluation
         "run": 3,  # one for all of iteration 1, one for each experiment in 2
-        "merged": 1 + 3 + 3 + 1,  # SLERP of iteration 1, what differs, the front at η = 1
+        "merged": 1 + 3 + 3,  # SLERP of iteration 1, what differs; the front's η = 1 is a SLERP
         "evaluation": 1 + 2 + 2,  # θ_sft (the front at η = 0), WARP, the front at 1 and its run
     }
     assert results(root) == at_first_notebook

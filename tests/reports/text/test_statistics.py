@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from reports.text.statistics import at_equal_kl, curve_of, differences, holm
-from warp_core.world.studies import Comparison, Point
+from reports.text.statistics import at_equal_kl, curve_of, holm, value
 
 
 def test_holm_by_hand():
@@ -54,24 +53,13 @@ def test_a_trajectory_that_comes_back_counts_its_best_policy_of_no_larger_kl():
     back = curve((1, 1.0), (9, 2.0), (4, 3.0))
     assert (back.roots, back.values) == ([1, 2, 3], [1, 3, 3])
     assert at_equal_kl(back, curve((1, 1), (4, 3), (9, 3))) == pytest.approx(0)
-    rows = [{"kl": kl, "distinct_pairs": share} for kl, share in ((1, 0.9), (4, 0.8))]
-    falls = curve_of(rows, {"distinct_pairs": 0.95}, "distinct_pairs")
+    about = {"length": 18.0}
+    rows = [about | {"kl": kl, "distinct_pairs": share} for kl, share in ((1, 0.9), (4, 0.8))]
+    falls = curve_of(rows, about | {"distinct_pairs": 0.95}, "distinct_pairs")
     assert falls.values == [0.9, 0.8]  # which is no gain
 
 
-def test_shares_of_empty_answers_are_compared_with_nothing():
-    def row(seed, arm, length):
-        about = {"seed": seed, "reward": 0.5, "length": length, "distinct_pairs": 1.0}
-        return (
-            Point(arm=arm, what="warp" if arm else "sft").model_dump() | about | {"sft_reward": 0.0}
-        )
-
-    rows = [row(None, "", 18.0)]
-    rows += [row(seed, arm, 18.0) for seed in (1, 2) for arm in ("short", "long")]
-    rows[-1]["length"] = 0.1  # of seed 2
-    asked = [(row["seed"], Point(arm=row["arm"], what=row["what"])) for row in rows]
-    about = {"name": "a", "claim": "a", "hypothesis": "a", "source": "a"}
-    about |= {"ours": {"arm": "long"}, "theirs": {"arm": "short"}}
-    by_seed = differences(rows, Comparison(**about, measure="distinct_pairs"), asked)
-    assert by_seed == {1: 0.0}
-    assert differences(rows, Comparison(**about), asked).keys() == {1, 2}
+def test_empty_answers_are_compared_as_those_without_diversity():
+    row = {"length": 0.1, "distinct_pairs": 1.0, "reward": {"mean": 0.5}}
+    assert (value(row, "distinct_pairs"), value(row, "reward")) == (0.0, 0.5)
+    assert value(row | {"length": 18.0}, "distinct_pairs") == 1.0

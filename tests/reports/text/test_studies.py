@@ -416,7 +416,7 @@ def test_a_forest_has_a_scale_of_rewards_where_a_step_of_it_fits():
     )
 
 
-def test_shares_of_the_words_of_empty_answers_are_not_shown():
+def test_empty_answers_are_not_diverse():
     row = {
         "what": "warp",
         "arm": "experiment_3",
@@ -427,7 +427,7 @@ def test_shares_of_the_words_of_empty_answers_are_not_shown():
     }
     row |= {"lam": None, "eta": None, "reward": {"mean": -0.04}, "kl": {"mean": 55.6}}
     shares = {"repetition": 0.0, "distinct_pairs": 1.0}
-    for length, shown in ((0.023, ["—", "—"]), (24.0, ["0,0", "100,0"])):
+    for length, shown in ((0.023, ["0,0", "0,0"]), (24.0, ["0,0", "100,0"])):
         (cells,) = studies.policies_table([row | shares | {"length": length}]).to_dict("records")
         assert [cells["Повторы, %"], cells["Разных пар, %"]] == shown
 
@@ -442,13 +442,13 @@ def test_where_the_text_is_gone_it_is_said():
     assert studies.collapse_sentence(whole) == studies.collapse_sentence([]) == []
     short, repeating = row(1, -0.04, 0.05, 0.0, 0.02, 1.0), row(1, 1.11, 0.06, 0.95, pairs=0.01)
     (said,) = studies.collapse_sentence([*whole, short])
-    assert said.startswith("Текст выродился у 1 политики из 2: у 1 ответы пусты или втрое короче")
+    assert said.startswith("Текст выродился у 1 политики из 2: у 1 слов втрое меньше, чем у SFT-")
     assert "Их награда — −0,04 (у SFT-модели 0,19), оценка VADER — 0,05 (у SFT-модели" in said
     (said,) = studies.collapse_sentence(
         [*whole, short, repeating, row(2, 1.0, 0.1, 0.1, pairs=0.2)]
     )
-    assert "у 3 политик из 4: у 1 больше половины слов — повторы, у 1 ответы пусты" in said
-    assert "у 1 все ответы почти одинаковы" in said
+    assert "у 3 политик из 4: у 1 больше половины слов — повторы, у 1 слов втрое меньше" in said
+    assert "у 1 втрое меньше различных пар слов" in said
     assert "Их награда — от −0,04 до 1,11 (у" in said
     assert said.endswith("(у SFT-модели 0,15).")  # no single policy deceives both
     (said,) = studies.collapse_sentence([*whole, short, row(2, 2.9, 1.0, 0.96)])
