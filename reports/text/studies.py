@@ -10,6 +10,7 @@ above its lower end, and refuted by one below it.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -489,20 +490,19 @@ def collapse_sentence(rows: Sequence[Row]) -> list[str]:
     trained = [row for row in rows if row["seed"] is not None]
     if sft is None:
         return []
-    short, repeating, alike = list[Row](), list[Row](), list[Row]()
-    for row in trained:
+
+    def fault(row: Row) -> str:
         if value(row, "length") < LEFT * value(sft, "length"):
-            short.append(row)
-        elif value(row, "repetition") > REPETITION_COLLAPSED:
-            repeating.append(row)
-        elif value(row, "distinct_pairs") < LEFT * value(sft, "distinct_pairs"):
-            alike.append(row)
-    gone = [*short, *repeating, *alike]
+            return "слов втрое меньше, чем у SFT-модели, или нет совсем"
+        if value(row, "repetition") > REPETITION_COLLAPSED:
+            return "больше половины слов — повторы"
+        few = value(row, "distinct_pairs") < LEFT * value(sft, "distinct_pairs")
+        return "втрое меньше различных пар слов" if few else ""
+
+    gone = [row for row in trained if fault(row)]
     if not gone:
         return []
-    how = [f"у {len(repeating)} больше половины слов — повторы"] if repeating else []
-    how += [f"у {len(short)} слов втрое меньше, чем у SFT-модели, или нет совсем"] if short else []
-    how += [f"у {len(alike)} втрое меньше различных пар слов"] if alike else []
+    how = [f"у {n} {said}" for said, n in Counter(map(fault, gone)).items()]
     said = {"reward": "награда", "judge": "оценка VADER"}
     judges = {k: name for k, name in said.items() if all(k in row for row in [sft, *gone])}
     told = []

@@ -447,8 +447,8 @@ def test_where_the_text_is_gone_it_is_said():
     (said,) = studies.collapse_sentence(
         [*whole, short, repeating, row(2, 1.0, 0.1, 0.1, pairs=0.2)]
     )
-    assert "у 3 политик из 4: у 1 больше половины слов — повторы, у 1 слов втрое меньше" in said
-    assert "у 1 втрое меньше различных пар слов" in said
+    assert said.startswith("Текст выродился у 3 политик из 4: у 1 слов втрое меньше, чем у SFT-")
+    assert "у 1 больше половины слов — повторы, у 1 втрое меньше различных пар слов" in said
     assert "Их награда — от −0,04 до 1,11 (у" in said
     assert said.endswith("(у SFT-модели 0,15).")  # no single policy deceives both
     (said,) = studies.collapse_sentence([*whole, short, row(2, 2.9, 1.0, 0.96)])
