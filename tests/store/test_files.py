@@ -277,7 +277,7 @@ with appearing(Path({str(tmp_path)!r}) / "run" / "run_1", 0) as staging:
 
 def test_of_one_name_nothing_else_is_swept_away(tmp_path):
     swept = ".run-abcd1234.tmp"
-    others = [".run_2-abcd1234.tmp", ".a-run-abcd1234.tmp", ".run-sessions"]  # of other programs
+    others = [".run_2-abcd1234.tmp", ".a-run-abcd1234.tmp", ".run-settings"]  # of other programs
     kept = ["run", "deeper", *others]
     for name in (swept, *kept):
         (tmp_path / name).mkdir()
@@ -285,7 +285,7 @@ def test_of_one_name_nothing_else_is_swept_away(tmp_path):
     sweep(tmp_path, ".run-*")
     assert {path.name for path in tmp_path.iterdir()} == set(kept)
     sweep(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"run", "deeper", ".run-sessions"}
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "deeper", ".run-settings"}
     assert (tmp_path / "deeper" / swept).is_dir()
 
 

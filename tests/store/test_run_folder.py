@@ -240,7 +240,7 @@ def test_what_killed_processes_had_begun_to_write_is_removed(tmp_path):
     (weights / ".warp-abcd1234.tmp" / "warp").mkdir(parents=True)
     (weights / "iteration_1" / ".run_1-abcd1234.tmp").mkdir(parents=True)
     others = [tmp_path / "run" / name / ".a-abcd1234.tmp" for name in ("store", "another_run")]
-    others.append(tmp_path / "run" / ".zsh-sessions")
+    others.append(tmp_path / "run" / ".app-settings")
     for path in others:
         path.mkdir(parents=True)
     opened({}, tmp_path / "run", {})
