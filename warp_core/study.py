@@ -117,7 +117,7 @@ def _entry(study: Study, seed: int | None, point: Point, digest: str, e: Experim
 
     turn = -1 if seed is None else study.seeds.index(seed)
     keep = [e.theta_sft, *e.given.rewards]
-    return Entry(digest, turn, tasks, row, keep, e.run_bytes, e.config.gpus, e.config.precision)
+    return Entry(digest, turn, tasks, row, keep, e.needs)
 
 
 def policy_of(e: Experiment, p: Point) -> tuple[Task, list[Task]]:

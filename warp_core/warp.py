@@ -15,6 +15,7 @@ import numpy as np
 from warp_core.config import FrontConfig, WarpConfig
 from warp_core.engine.choice import engine_of
 from warp_core.engine.memory import needed_bytes
+from warp_core.engine.needs import Needs
 from warp_core.engine.progress import bar
 from warp_core.engine.tracking import check_tracker
 from warp_core.folders import FROM_SFT, read_completions
@@ -41,7 +42,8 @@ class Experiment(Parts):
     def __init__(self, config: WarpConfig, given: StoredInputs | None = None) -> None:
         check_tracker(config.tracker)
         super().__init__(config, given or stored_inputs(config))
-        c, self.identity, self.run_bytes = config, self.given.identity, needed_bytes(self.sizes())
+        c, self.identity = config, self.given.identity
+        self.needs = Needs(needed_bytes(self.sizes()), c.gpus, c.precision)
         self.iterations: list[tuple[list[Task], Task, Task]] = []
 
         theta_init = self.theta_sft  # line 1
@@ -53,8 +55,7 @@ class Experiment(Parts):
             self.iterations.append((thetas, theta_slerp, theta_init))
         self.warp = theta_init
         differ = 1 if c.shared_run_seed else c.runs
-        asked = self.run_bytes, c.workers, differ, bar(c.name), c.gpus, c.precision
-        self.engine = engine_of(c.engine, *asked)
+        self.engine = engine_of(c.engine, self.needs, c.workers, differ, bar(c.name))
 
     def front(self, etas: Sequence[float]) -> list[tuple[dict[str, float], Task]]:
         """Its points, evaluated: by η from θ_sft to θ_slerp^I; by run the last θ^m that stay."""

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from warp_core.engine.choice import engine_of
+from warp_core.engine.needs import Needs
 from warp_core.store.files import read_json, write_json
 from warp_core.store.results import Store, Task
 
@@ -46,7 +47,7 @@ def spans(engine: str, count: int, products: int) -> tuple[float, float]:
         ]
         store.make(first)
         start = time.time()
-        engine_of(engine, 0, SIDE_BY_SIDE).make(store, tasks, [])
+        engine_of(engine, Needs(), SIDE_BY_SIDE).make(store, tasks, [])
         times = [read_json(store.path(task) / "times.json") for task in tasks]
     begins, ends = zip(*times, strict=True)
     return min(begins) - start, max(ends) - min(begins)
@@ -64,7 +65,7 @@ def connected_to_ray() -> Iterator[None]:
 def main() -> None:
     """A table of ratios, Ray's time over ours: median and range."""
     rounds, engines = int(sys.argv[1]) if len(sys.argv) > 1 else 3, ("local", "ray")
-    engine_of("ray", 0)  # so that Ray is imported as the engine does it
+    engine_of("ray", Needs())  # so that Ray is imported as the engine does it
     begin = time.time()
     with connected_to_ray():
         print(f"Ray begun in {time.time() - begin:.1f} s")

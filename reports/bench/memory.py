@@ -44,7 +44,7 @@ def peak(folder: Path, params: dict[str, Any]) -> tuple[int, int]:
 
     torch.set_num_threads(1)
     config = WarpConfig(**params, run_dir=str(folder / "runs" / "run"))
-    estimated = Experiment(config).run_bytes
+    estimated = Experiment(config).needs.bytes
     run_warp(config)
     status = Path(f"/proc/{psutil.Process().pid}/status").read_text()
     return estimated, 1024 * int(status.split("VmHWM:")[1].split()[0])

@@ -7,6 +7,7 @@ from reports.build.faults import ReportError
 from reports.build.plan import Project, Section
 from warp_core.config import ConfigError, FrontConfig, WarpConfig
 from warp_core.engine.choice import engine_of
+from warp_core.engine.needs import Needs
 from warp_core.engine.progress import Progress
 from warp_core.store.errors import MessageOnly
 from warp_core.store.results import Store, Task
@@ -39,12 +40,9 @@ def compute(
         elif not finished(folder, RESULTS):
             wanted += experiment.wanted()
         keep += experiment.kept()
-    each = max(experiment.run_bytes for experiment in experiments.values())
-    configs = [experiment.config for experiment in experiments.values()]
-    gpus = max(config.gpus for config in configs)
-    precision = "bf16" if any(config.precision == "bf16" for config in configs) else "fp32"
+    needs = Needs.of_all(experiment.needs for experiment in experiments.values())
     store = Store(project.runs / "store")
-    everything = engine_of(engine, each, look=look, gpus=gpus, precision=precision)
+    everything = engine_of(engine, needs, look=look)
     with everything.resources(store, wanted, keep):
         errors = everything.compute(store, wanted, keep)
     if errors:

@@ -14,6 +14,7 @@ import torch
 
 from warp_core.engine.local import LocalEngine
 from warp_core.engine.memory import visible_gpus
+from warp_core.engine.needs import Needs
 from warp_core.engine.progress import Progress, steps_of
 from warp_core.engine.schedule import Schedule
 from warp_core.store.errors import ConfigError, DiedError, Interrupted, TrainingError
@@ -362,7 +363,7 @@ def test_each_process_has_a_group_of_gpus(task, store, journal, monkeypatch):
     monkeypatch.setattr("warp_core.engine.local.visible_gpus", lambda: list("abcde"))
     monkeypatch.setattr("warp_core.engine.memory.available_bytes", lambda: 10)
     monkeypatch.setattr("warp_core.engine.memory._outstanding", lambda _: 0)  # of other programs
-    engine = LocalEngine(gpus=2, each=15)
+    engine = LocalEngine(needs=Needs(15, 2))
     assert (engine.shown, engine.workers) == (["a,b", "c,d"], 2)
     assert engine.compute(store, [task(what) for what in "xyz"]) == {}
     assert {row["gpu"] for row in read_jsonl(journal)} == {"a,b", "c,d"}
@@ -375,10 +376,10 @@ def test_each_process_has_a_group_of_gpus(task, store, journal, monkeypatch):
 
 def test_more_gpus_than_there_are_are_refused(monkeypatch):
     with pytest.raises(ConfigError, match="gpus: 2 given; this machine has 0"):
-        LocalEngine(gpus=2).check()
+        LocalEngine(needs=Needs(gpus=2)).check()
     monkeypatch.setattr("warp_core.engine.local.visible_gpus", lambda: list("ab"))
     with pytest.raises(ConfigError, match="gpus: 3 given; this machine has 2"):
-        LocalEngine(gpus=3).check()
+        LocalEngine(needs=Needs(gpus=3)).check()
 
 
 def test_gpus_that_can_be_seen(monkeypatch):

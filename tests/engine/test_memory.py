@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from warp_core.config import WarpConfig
 from warp_core.engine import memory
 from warp_core.engine.memory import LOGITS, PROCESS, Sizes, available_bytes, needed_bytes, reserved
+from warp_core.engine.needs import Needs
 from warp_core.store.errors import ConfigError
 
 GB = 10**9
@@ -305,3 +306,9 @@ def test_a_reservation_that_ends_while_it_is_looked_at_is_none(machine, monkeypa
 
     monkeypatch.setattr(memory, "read_json", gone)
     assert left() == FREE
+
+
+def test_a_worker_that_takes_any_run_needs_the_most_of_each():
+    runs = [Needs(3), Needs(2, 4), Needs(1, precision="bf16")]
+    assert Needs.of_all(runs) == Needs.of_all(reversed(runs)) == Needs(3, 4, "bf16")
+    assert Needs.of_all([]) == Needs()

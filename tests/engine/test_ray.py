@@ -25,6 +25,7 @@ from test_local import calls, interrupt, make_task, text_of, unfinished
 
 from warp_core.config import WarpConfig
 from warp_core.engine.choice import engine_of
+from warp_core.engine.needs import Needs
 from warp_core.engine.tables import Entry, Table, complete, forecast
 from warp_core.store.errors import ConfigError, DiedError, Interrupted, TrainingError
 from warp_core.store.files import read_jsonl, sealed_json
@@ -245,7 +246,7 @@ def test_ray_is_imported_only_when_it_is_asked_for():
     at_once = {name: imported_at_once(module) for name, module in modules.items()}
     assert [name for name, found in at_once.items() if "ray" in found] == ["ray_cluster"]
     assert not [n for n, found in at_once.items() if "warp_core.engine.ray_cluster" in found]
-    assert type(engine_of("local", 0, 1)).__name__ == "LocalEngine"
+    assert type(engine_of("local", Needs(), 1)).__name__ == "LocalEngine"
 
 
 def test_ray_that_is_not_installed(params, monkeypatch, tmp_path):
@@ -279,7 +280,7 @@ def test_more_memory_than_a_machine_has(connection, params, tmp_path, monkeypatc
 
 def test_each_machine_judges_its_own_precision(tmp_path, monkeypatch):
     monkeypatch.setattr("warp_core.engine.precision.bf16_ratio", lambda: 400.0)
-    RayEngine(precision="bf16").check()  # where the command is run
+    RayEngine(needs=Needs(precision="bf16")).check()  # where the command is run
     (tmp_path / "mark").write_text("word")
     known = code_of_the_method(), [version(package) for package in PACKAGES]
     there = partial(_seen, tmp_path / "mark", "word", tmp_path, known)
@@ -380,7 +381,9 @@ def test_ours_is_not_retried_a_death_is_until_nothing_comes_of_it_and_the_rest_i
 def test_tables_of_studies_are_filled_by_the_cluster(connection, store, journal, tmp_path):
     first = make_task(journal, "first")
     task = make_task(journal, "row", first)
-    entry = Entry("digest", 0, [task], lambda store: {"text": text_of(store, task)}, [], 10**9)
+    entry = Entry(
+        "digest", 0, [task], lambda store: {"text": text_of(store, task)}, [], Needs(10**9)
+    )
     table = Table(tmp_path / "rows.jsonl", [entry.digest], [entry])
     assert "2 side by side" in forecast([table], store, "ray")
     complete([table], store, "studies", "ray")

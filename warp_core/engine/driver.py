@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from warp_core.engine.needs import Needs
 from warp_core.engine.progress import Progress, watched
 from warp_core.engine.schedule import Schedule
 from warp_core.store.errors import DiedError, Interrupted, MessageOnly
@@ -56,20 +57,15 @@ class Engine(ABC):
         workers: int = 0,
         useful: int = 0,
         look: Look = lambda _: None,
-        each: int = 0,
-        gpus: int = 1,
-        precision: str = "fp32",
+        needs: Needs | None = None,
     ) -> None:
         """
         Args:
             workers: so many; 0: as many as there is room for, but no more than are `useful` (0: all are).
             look: called every second with the progress.
-            each: bytes of memory that one wants.
-            gpus: of each, where there are GPUs.
-            precision: of the runs; "bf16" where one is.
+            needs: of each.
         """
-        self.asked, self.useful, self.look, self.each, self.gpus = workers, useful, look, each, gpus
-        self.precision = precision
+        self.asked, self.useful, self.look, self.needs = workers, useful, look, needs or Needs()
         self.plan()
 
     def plan(self) -> None:

@@ -42,8 +42,10 @@ class LocalEngine(Engine):
         """Room is for as many as have GPUs, else for one a core; where all are useful, for as many as have
         memory."""
         there, cores = visible_gpus(), torch.get_num_threads()
-        self.shown = [",".join(some) for some in zip(*[iter(there)] * self.gpus, strict=False)]
-        self.memory = self.each, len(self.shown) or 1, self.gpus
+        self.shown = [
+            ",".join(some) for some in zip(*[iter(there)] * self.needs.gpus, strict=False)
+        ]
+        self.memory = self.needs.bytes, len(self.shown) or 1, self.needs.gpus
         self.workers = self.asked or len(self.shown) or cores
         if self.useful:
             self.workers = min(self.workers, self.useful)
@@ -53,9 +55,9 @@ class LocalEngine(Engine):
 
     def check(self) -> None:
         """Of GPUs and precision."""
-        if self.gpus > max(1, there := len(visible_gpus())):
-            raise ConfigError(f"gpus: {self.gpus} given; this machine has {there}")
-        check_precision(self.precision)
+        if self.needs.gpus > max(1, there := len(visible_gpus())):
+            raise ConfigError(f"gpus: {self.needs.gpus} given; this machine has {there}")
+        check_precision(self.needs.precision)
 
     def opened(self, store: Store) -> AbstractContextManager[None]:
         return nullcontext()

@@ -74,16 +74,16 @@ class RayEngine(Engine):
         """Connected; ConfigError where the machines have no room, or do not share what they must."""
         with connected():
             machines = machines_of_the_cluster()
-            some = self.gpus > 1 or any(machine.gpus for machine in machines)
-            gpus = self.gpus if some else 0
-            memory = 0 if gpus else self.each  # of a GPU, Ray knows none
+            some = self.needs.gpus > 1 or any(machine.gpus for machine in machines)
+            gpus = self.needs.gpus if some else 0
+            memory = 0 if gpus else self.needs.bytes  # of a GPU, Ray knows none
             sizes = memory, gpus
             self.workers, self.threads = side_by_side(machines, self.asked, self.useful, *sizes)
             runtime_env = {"env_vars": environment(self.threads)}
             sizes_of_one = {"num_cpus": self.threads, "num_gpus": gpus, "memory": memory}
             self.wants = sizes_of_one | {"runtime_env": runtime_env}
             used = [machine for machine in machines if machine.room(self.threads, memory, gpus)]
-            check_machines(store.folder, used, runtime_env, self.precision)
+            check_machines(store.folder, used, runtime_env, self.needs.precision)
             yield
 
     def hands(self, store: Store, tasks: int) -> Hands:

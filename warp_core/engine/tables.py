@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from warp_core.engine.choice import engine_of
 from warp_core.engine.driver import Engine, Look
+from warp_core.engine.needs import Needs
 from warp_core.engine.progress import Progress, bar, seconds_a_step
 from warp_core.engine.schedule import Schedule
 from warp_core.store.errors import BusyError, ConfigError
@@ -34,12 +35,8 @@ class Entry:
     row: Callable[[Store], Mapping[str, Any]]
     keep: Sequence[Task]
     """Tasks whose weights stay."""
-    bytes: int
-    """Memory of a worker."""
-    gpus: int = 1
-    """GPUs of one."""
-    precision: str = "fp32"
-    """Of its runs."""
+    needs: Needs
+    """Of a worker."""
 
 
 @dataclass
@@ -145,11 +142,7 @@ def forecast(tables: Sequence[Table], store: Store, engine: str = "local") -> st
 
 
 def _pool(engine: str, missing: Sequence[Entry], look: Look = lambda _: None) -> Engine:
-    """For the largest of them."""
-    each = max((entry.bytes for entry in missing), default=0)
-    gpus = max((entry.gpus for entry in missing), default=1)
-    precision = "bf16" if any(entry.precision == "bf16" for entry in missing) else "fp32"
-    return engine_of(engine, each, look=look, gpus=gpus, precision=precision)
+    return engine_of(engine, Needs.of_all(entry.needs for entry in missing), look=look)
 
 
 def _asked(tables: Sequence[Table]) -> tuple[list[Entry], list[Task], list[Task]]:
