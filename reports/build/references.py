@@ -72,7 +72,7 @@ class References:
             elif part in self.found:
                 parts.append(self.found[part])
             elif part.partition(":")[0] in self.left_out:
-                parts.append("(в пробном запуске этого нет)")
+                parts.append("[нет в пробном запуске]")
             else:
                 raise ReportError(f"[@{part}] refers to nothing on the page")
         return parts

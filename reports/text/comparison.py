@@ -224,7 +224,7 @@ def control_verdicts(summaries: Summaries) -> list[str]:
         if {name, name + CONTROL} <= summaries.keys()
     ]
     if not pairs:
-        return ["Контрольных экспериментов здесь нет."]
+        return ["Эксперимента вместе с его контролем здесь нет."]
     angles = ", ".join(f"{_angle_text(own)} (эксперимент {label(name)})" for name, _, own in pairs)
     sentences = [
         f"Со своими seed средний угол между векторами задач первой итерации — {angles}: SLERP усредняет "

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from scipy.optimize import isotonic_regression
 
 from reports.text.svg import BLACK, COLORS, QUIET, STYLE, WHITE, tells
 from reports.text.words import decimal, estimate_text, eta_text, number
@@ -122,23 +123,35 @@ def small_curves(metrics: pd.DataFrame, title: str, shared_run_seed: bool) -> Ax
     ax = new_axes(250, 190)
     shown = metrics.loc[metrics["run"] == 1] if shared_run_seed else metrics
     pairs = shown[["iteration", "run"]].drop_duplicates().itertuples(index=False)
-    for k, (i, m) in enumerate(pairs):
+    ends: list[tuple[str, str, float]] = []
+    for i, m in pairs:
         rows = shown.loc[(shown["iteration"] == i) & (shown["run"] == m)]
         style = {"color": COLORS[(i - 1) % len(COLORS)], "linestyle": DASHES[(m - 1) % len(DASHES)]}
         marker = {"marker": MARKERS[(i - 1) % len(MARKERS)], "markersize": 3.5}
         ax.plot(rows["step"], rows["objective"], linewidth=1.6, **style, **marker)
         said = f"i = {i}" if shared_run_seed else f"i = {i}, m = {m}"
-        end = rows.iloc[-1]
-        place = {"textcoords": "offset points", "xytext": (5, -9 if k % 2 else 3), "fontsize": 9}
-        ax.annotate(said, (end["step"], end["objective"]), color=style["color"], **place)
+        ends.append((said, style["color"], rows["objective"].iloc[-1]))
     last = max(metrics["step"].tolist())
     ax.margins(y=0.2)  # for the labels
+    low, high = ax.get_ylim()
+    place = {"textcoords": "offset points", "xytext": (5, 0), "va": "center", "fontsize": 9}
+    heights = apart([height for *_, height in ends], 0.09 * (high - low))
+    for (said, color, _), height in zip(ends, heights, strict=True):
+        ax.annotate(said, (last, height), color=color, **place)
     ax.set_title(title, loc="left")
     ax.set(
         xlabel="Шаг t", ylabel="Целевая функция, баллы", xlim=(0.5, 1.25 * metrics["step"].max())
     )
     ax.xaxis.set_major_locator(FixedLocator(sorted({1, last // 2, last})))
     return ax
+
+
+def apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Heights of labels: those given, moved as little as keeps them apart by the gap."""
+    order, gaps = np.argsort(heights), gap * np.arange(len(heights))
+    placed = np.empty(len(heights))
+    placed[order] = isotonic_regression(np.asarray(heights)[order] - gaps).x + gaps
+    return placed.tolist()
 
 
 def layer_angles(angles: Sequence[Mapping[str, Any]], ax: Axes) -> Axes:

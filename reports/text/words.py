@@ -91,7 +91,7 @@ NUMBER = re.compile(r"\(?[−-]?\d[\d\u00a0]*")  # what a cell of numbers begins
 
 def table_html(table: pd.DataFrame, english: Sequence[str] = ()) -> str:
     """The table as HTML; what its cells hold is shown as text. Columns of numbers stand at their
-    decimal comma; `english` ones are marked as such."""
+    decimal comma; `english` ones are marked as such. One without rows says so."""
     columns = [list(table.iloc[:, k].map(str)) for k in range(table.shape[1])]
     numeric = [k > 0 and _are_numbers(cells) for k, cells in enumerate(columns)]
     after = [max(map(_after_comma, cells), default=0.0) for cells in columns]
@@ -112,6 +112,8 @@ def table_html(table: pd.DataFrame, english: Sequence[str] = ()) -> str:
             said = cell if numeric[k] or table.columns[k] in english else unbroken(cell)
             cells.append(f"<{tag}{about}>{html.escape(said)}</{tag}>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
+    if not rows:
+        rows = [f'<tr><td colspan="{len(names)}">здесь этого не вычисляли</td></tr>']
     return f"<table><thead><tr>{''.join(names)}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 

@@ -90,7 +90,7 @@ def test_a_reference_to_nothing_stops_the_build(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match=r"\[@b:c\] refers to nothing"):
         compile_page(parts, ABOUT)
     page = compile_page(parts, ABOUT, left_out=["b"])
-    assert "в пробном запуске этого нет" in page
+    assert "См. [нет в пробном запуске]" in page
     assert '<a href="#a">начало отчёта</a>' in page
 
 

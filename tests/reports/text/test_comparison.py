@@ -56,7 +56,9 @@ def test_a_trial_without_all_experiments_claims_only_what_it_can_check():
     summaries = {f"experiment_{k}": summary(kl=1e-6, difference=0.0) for k in "14"}
     (first,) = verdicts(summaries)
     assert "В первом эксперименте" in first
-    assert comparison.control_verdicts(summaries) == ["Контрольных экспериментов здесь нет."]
+    assert comparison.control_verdicts(summaries) == [
+        "Эксперимента вместе с его контролем здесь нет."
+    ]
 
 
 def test_controls_are_set_beside_their_experiments():

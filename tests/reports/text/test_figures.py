@@ -28,6 +28,14 @@ def test_training_curves_have_a_line_a_run():
     assert (len(drawn(shared).lines), len(drawn(own).lines)) == (2, 4)
 
 
+def test_labels_that_would_overlap_stand_apart_about_where_their_curves_end():
+    assert figures.apart([3.0, 1.0, 1.2], 0.5) == pytest.approx([3.0, 0.85, 1.35])
+    assert figures.apart([2.0, 0.0], 0.5) == [2.0, 0.0]
+    placed = figures.apart([1.0, 1.0, 1.0, 1.1], 0.5)
+    assert sorted(placed) == pytest.approx([0.275, 0.775, 1.275, 1.775])
+    assert max(placed) == placed[3]
+
+
 def test_a_front_is_drawn_with_its_runs_and_without():
     runs = [front_point("run", m, 12.0) for m in (1, 2)]
     warp = summary(kl=4.0)

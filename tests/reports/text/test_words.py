@@ -43,6 +43,11 @@ def test_what_a_table_holds_is_shown_as_text():
     assert "&lt;script&gt;x&lt;/script&gt;" in table
 
 
+def test_a_table_without_rows_says_so():
+    table = words.table_html(pd.DataFrame(columns=["А", "Б"]))
+    assert '<td colspan="2">здесь этого не вычисляли</td>' in table
+
+
 def test_numbers_stand_at_their_comma_and_text_stays_text():
     table = pd.DataFrame({"А <i>": ["x", "y"], "Б": ["1,25", "10,5 ± 0,1"], "В": ["<b>", "сл."]})
     text = words.table_html(table, english=["В"])
