@@ -12,7 +12,7 @@ from peft import PeftModel
 from tiny import WORDS
 from transformers import AutoModelForCausalLM
 
-from reports.text import studies
+from reports.text import policies, verdicts
 from reports.text.experiment import QUANTITIES
 from reports.text.show import MIME
 from reports.text.statistics import comparisons, load_study
@@ -143,9 +143,9 @@ def test_what_holds_is_shown_for_every_claim(name, tmp_path):
     said = "".join([*outputs(notebook, "text/html"), *outputs(notebook, "text/markdown")])
     if name == "overview":
         assert "claims" in figures(notebook)
-        assert all(html.escape(unbroken(claim)) in said for claim in studies.MAIN.values())
+        assert all(html.escape(unbroken(claim)) in said for claim in verdicts.MAIN.values())
     else:
-        for study in studies.load_studies(ROOT / "params"):
+        for study in verdicts.load_studies(ROOT / "params"):
             assert all(html.escape(unbroken(each.claim)) in said for each in comparisons(study))
 
 
@@ -154,8 +154,8 @@ def test_study_notebook_shows_the_rows_of_the_repository(tmp_path):
     study = load_study(ROOT / "params/study_merge.yaml")
     rows = read_jsonl(ROOT / study.path)
     tables = outputs(notebook, "text/html")
-    for name, of_policy in studies.grouped(rows, studies.policy_name).items():
-        text = studies.mean_text([row["reward"]["mean"] for row in of_policy], 2)
+    for name, of_policy in policies.grouped(rows, policies.policy_name).items():
+        text = policies.mean_text([row["reward"]["mean"] for row in of_policy], 2)
         assert any(unbroken(name) in table and text in table for table in tables), name
     for comparison in comparisons(study):
         assert any(html.escape(unbroken(comparison.claim)) in table for table in tables)

@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 from reports.build.plan import CONFIGS, load_project, parameters_of
 from reports.text.readme import marks
 from reports.text.statistics import load_study
-from reports.text.studies import MAIN
+from reports.text.verdicts import MAIN
 from warp_core.config import WarpConfig, load_params
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -190,7 +190,7 @@ def test_what_shows_rows_runs_again_where_others_are_asked_for() -> None:
     decide = {ROOT / "params" / name for name in ("base.yaml", "studies.yaml")}
     decide |= {*(ROOT / "params").glob("study_*.yaml"), *(ROOT / "reports/studies").glob("*.jsonl")}
     sections = load_project(ROOT, smoke=False).sections
-    showing = [s for s in sections if "studies.load_" in s.notebook.read_text(encoding="utf-8")]
+    showing = [s for s in sections if "verdicts.load_" in s.notebook.read_text(encoding="utf-8")]
     assert len(showing) == 13
     for section in showing:
         read = {file for pattern in section.reads for file in ROOT.glob(pattern)}

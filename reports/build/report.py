@@ -66,16 +66,16 @@ def first_sentences(project: Project) -> list[str]:
 
 def with_results(readme: str, project: Project) -> str:
     """README with its tables made anew."""
-    from reports.text import comparison, studies  # with torch, which no other build waits for
+    from reports.text import comparison, verdicts  # with torch, which no other build waits for
     from reports.text import readme as tables
     from reports.text.statistics import load_study
 
     names = [s.id for s in project.stage("experiments") if isinstance(s.config, WarpConfig)]
     summaries = comparison.load_summaries(project.runs, sorted(names))
     params = {name: load_params(project.runs / name / "params.yaml") for name in summaries}
-    rows = studies.load_rows(load_study("params/study_seed_report.yaml"))
+    rows = verdicts.load_rows(load_study("params/study_seed_report.yaml"))
     experiments = comparison.experiments_table(summaries, params, rows)
-    claims = studies.verdicts(studies.load_studies())
+    claims = verdicts.of_studies(verdicts.load_studies())
     return tables.with_tables(
         readme,
         {"claims": tables.claims_table(claims), "results": tables.experiments_table(experiments)},

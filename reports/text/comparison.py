@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from reports.text.experiment import has_collapsed, has_moved, kl_text, mean_angle, runs_differ
+from reports.text.policies import mean_text
 from reports.text.statistics import value
-from reports.text.studies import Verdict, mean_text
+from reports.text.verdicts import Verdict
 from reports.text.words import estimate_text, lowered, number, percent, power_text
 from warp_core.store.files import sealed_json
 

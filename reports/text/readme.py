@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from reports.text.studies import ALIKE, HOLDS, LITTLE, MAIN, NONE, REFUTED, SMALL, UNKNOWN, Verdict
+from reports.text.verdicts import ALIKE, HOLDS, LITTLE, MAIN, NONE, REFUTED, SMALL, UNKNOWN, Verdict
 from reports.text.words import NBSP
 from warp_core.config import ConfigError
 

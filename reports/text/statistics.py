@@ -17,6 +17,7 @@ from warp_core.study import config_of, wanted
 from warp_core.world.studies import Comparison, Point, Study
 
 Row = Mapping[str, Any]
+SCALES = {"repetition": 100, "distinct_pairs": 100}  # of a measure: shares are shown in percent
 POINT = list(Point.model_fields)  # keys of a row that a comparison may name
 # Points that two reward models may give θ_sft apart and still be one: trained by the same recipe on
 # processors that round differently, they are 0.0001 apart (LOG.md, 2026-11-27).
@@ -138,6 +139,11 @@ def value(row: Row, measure: str) -> float:
     if measure == "distinct_pairs" and row["length"] < 1:
         return 0.0
     return row[measure]["mean"] if isinstance(row[measure], Mapping) else row[measure]
+
+
+def scaled(row: Row, measure: str) -> float:
+    """A row's measure as it is shown: shares in percent."""
+    return value(row, measure) * SCALES.get(measure, 1)
 
 
 def fits(row: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:

@@ -13,9 +13,11 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from reports.text.figures import above, new_axes, root_scale
-from reports.text.statistics import Row, curve_of, fits, value
-from reports.text.studies import MAIN, MARKS, SMALL, Verdict, grouped, moved, policy_name, scaled
+from reports.text.policies import grouped, policy_name
+from reports.text.statistics import Row, curve_of, fits, scaled, value
+from reports.text.studies import moved
 from reports.text.svg import BLACK, COLORS, QUIET, WHITE, tells
+from reports.text.verdicts import MAIN, MARKS, SMALL, Verdict
 from reports.text.words import decimal, lowered, number, unbroken
 from warp_core.world.studies import Study
 

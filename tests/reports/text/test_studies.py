@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reports.text import claims, readme, studies, study_figures
+from reports.text import claims, policies, readme, studies, study_figures, verdicts
 from reports.text.figures import figure_of
 from reports.text.statistics import Curve, comparisons, load_study
 from reports.text.svg import svg_text
@@ -64,7 +64,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def filled(above=0.0, names=None):
-        every = studies.load_studies()
+        every = verdicts.load_studies()
         for study in every:
             if names is None or study.name in names:
                 write_jsonl(study.path, rows_of(study, above))
@@ -80,15 +80,15 @@ def named(found):
 @pytest.mark.parametrize(
     ("above", "word", "told"),
     [
-        (0.3, studies.HOLDS, "Слияние окупается"),
-        (-0.3, studies.REFUTED, "Слияние проигрывает"),
-        (0.0, studies.ALIKE, "Слияние позволяет обучать параллельно"),
+        (0.3, verdicts.HOLDS, "Слияние окупается"),
+        (-0.3, verdicts.REFUTED, "Слияние проигрывает"),
+        (0.0, verdicts.ALIKE, "Слияние позволяет обучать параллельно"),
     ],
 )
 def test_a_verdict_follows_from_the_interval_and_the_first_sentence_from_it(
     above, word, told, project
 ):
-    found = studies.verdicts(project(above))
+    found = verdicts.of_studies(project(above))
     four = named(found)["four_against_one"]
     assert four.word == word
     assert four.between["mean"] == pytest.approx(above, abs=0.03)
@@ -101,7 +101,7 @@ def test_a_verdict_follows_from_the_interval_and_the_first_sentence_from_it(
 
 
 def test_primary_comparisons_are_corrected_together_and_so_are_the_others(project):
-    found = studies.verdicts(project(0.01))
+    found = verdicts.of_studies(project(0.01))
     primary = [v for v in found if v.comparison.primary]
     assert len(primary) == 6
     assert max(v.p / v.between["p"] for v in primary) == pytest.approx(6)
@@ -117,20 +117,20 @@ def test_primary_comparisons_are_corrected_together_and_so_are_the_others(projec
 
 def test_what_has_not_been_computed_is_said_and_counts_among_the_primary(project):
     every = project(0.3, names=["iterations"])
-    found = studies.verdicts(every)
+    found = verdicts.of_studies(every)
     words = {v.study.name: v.word for v in found}
-    assert words["liti"] == studies.NONE
+    assert words["liti"] == verdicts.NONE
     four = named(found)["four_against_one"]
     two = named(found)["two_against_one"]
     low, high = sorted(v.between["p"] for v in (four, two))
     assert sorted((four.p, two.p)) == pytest.approx([6 * low, max(6 * low, 5 * high)], rel=1e-9)
     assert "обучений: 0 из 5" in claims.headline(found)[1]
     study = next(study for study in every if study.name == "liti")
-    assert studies.load_rows(study) == []
+    assert verdicts.load_rows(study) == []
     assert "make study NAME=liti" in studies.question(study, [])
-    assert len(studies.policies_table([])) == 0
+    assert len(policies.policies_table([])) == 0
     of_liti = [v for v in found if v.study == study]
-    assert all("**Ещё не вычислено**" in line for line in studies.lead(of_liti))
+    assert all("**Ещё не вычислено**" in line for line in verdicts.lead(of_liti))
     assert study_figures.forest(of_liti).count("ещё не вычислено") == len(of_liti)
     assert study_figures.figures_of(study, []) == []
     assert study_figures.pareto({}) is None
@@ -140,42 +140,42 @@ def test_what_has_not_been_computed_is_said_and_counts_among_the_primary(project
 def test_a_training_counts_when_all_rows_of_a_curve_are_there_and_of_one_reward_model(project):
     every = project(0.3)
     study = next(study for study in every if study.name == "iterations")
-    rows = studies.load_rows(study)
+    rows = verdicts.load_rows(study)
     of_four = [row for row in rows if row["arm"] == "merged" and row["m"] == 4 and row["seed"] == 3]
     write_jsonl(study.path, [row for row in rows if row is not of_four[1]])
-    assert set(named(studies.verdicts(every))["four_against_one"].by_seed) == {1, 2, 4, 5}
+    assert set(named(verdicts.of_studies(every))["four_against_one"].by_seed) == {1, 2, 4, 5}
     for of_other, counted in ((0.3001, 5), (0.35, 4)):  # θ_sft's reward by another reward model
         other = {"reward_model": "two", "sft_reward": of_other}
         write_jsonl(study.path, [row | (other if row is of_four[1] else {}) for row in rows])
-        by_seed = named(studies.verdicts(every))["four_against_one"].by_seed
+        by_seed = named(verdicts.of_studies(every))["four_against_one"].by_seed
         assert len(by_seed) == counted
         assert (3 in by_seed) == (counted == 5)
 
 
 def test_tables_are_the_rows(project):
     every = project()
-    found = studies.verdicts(every)
-    assert len(studies.claims_table(found)) == sum(len(comparisons(study)) for study in every)
+    found = verdicts.of_studies(every)
+    assert len(verdicts.claims_table(found)) == sum(len(comparisons(study)) for study in every)
     for study in every:
-        rows = studies.load_rows(study)
-        table = studies.policies_table(rows).set_index("Политика")
+        rows = verdicts.load_rows(study)
+        table = policies.policies_table(rows).set_index("Политика")
         assert table.loc["SFT-модель", "Обучений"] == "—"
         assert table["Обучений"].drop("SFT-модель").sum() == len(rows) - 1
-        for name, of_policy in studies.grouped(rows, studies.policy_name).items():
+        for name, of_policy in policies.grouped(rows, policies.policy_name).items():
             rewards = [row["reward"]["mean"] for row in of_policy]
-            assert table.loc[name, "Награда"] == studies.mean_text(rewards, 2)
+            assert table.loc[name, "Награда"] == policies.mean_text(rewards, 2)
         assert f"Обучений: {len(study.seeds)}, " in studies.question(study, rows)
-    assert studies.mean_text([1.0, 2.0, 3.0], 2) == "2,00\u00a0±\u00a00,58"
-    assert studies.mean_text([1.234], 2) == "1,23"
-    assert studies.mean_text([0.0, 0.0], 2) == "0\u00a0±\u00a00"
-    assert studies.mean_text([6.8660607570563226] * 5, 1) == "6,9\u00a0±\u00a00,0"
+    assert policies.mean_text([1.0, 2.0, 3.0], 2) == "2,00\u00a0±\u00a00,58"
+    assert policies.mean_text([1.234], 2) == "1,23"
+    assert policies.mean_text([0.0, 0.0], 2) == "0\u00a0±\u00a00"
+    assert policies.mean_text([6.8660607570563226] * 5, 1) == "6,9\u00a0±\u00a00,0"
 
 
 def test_readme_has_the_claims_that_the_report_begins_with_in_english(project):
-    found = studies.verdicts(project(0.3))
+    found = verdicts.of_studies(project(0.3))
     _, _, *lines = readme.claims_table(found).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert len(cells) == len(studies.MAIN)
+    assert len(cells) == len(verdicts.MAIN)
     four = named(found)["four_against_one"]
     mean, low, high = (f"{four.between[key]:.2f}" for key in ("mean", "low", "high"))
     kls = four.kls.replace(",", ".")
@@ -188,7 +188,7 @@ def test_readme_has_the_claims_that_the_report_begins_with_in_english(project):
 
 
 def test_readme_says_how_many_trainings_are_missing(project):
-    found = studies.verdicts(project(names=[]))
+    found = verdicts.of_studies(project(names=[]))
     for line in readme.claims_table(found).splitlines()[2:]:
         assert re.search(r"\| — \| — \| 0 of \d \| not computed yet \|$", line)
 
@@ -196,7 +196,7 @@ def test_readme_says_how_many_trainings_are_missing(project):
 def test_the_lemmas_are_checked_on_the_weights_that_were_measured(project):
     """Two runs of norm 2 at a right angle, and a merge of norm √2: LERP's, not SLERP's."""
     merge = next(study for study in project() if study.name == "merge")
-    table = studies.lemmas_table(studies.load_rows(merge)).set_index("Величина")
+    table = studies.lemmas_table(verdicts.load_rows(merge)).set_index("Величина")
     assert table.loc["Угол между векторами задач двух запусков, °", "Измерено"] == "89,0"
     assert (
         table.loc["Угол между векторами задач двух запусков, °", "Верно"] == "5 из 5"
@@ -208,7 +208,7 @@ def test_the_lemmas_are_checked_on_the_weights_that_were_measured(project):
 def test_figures_show_each_curve_with_its_trainings(project):
     every = project()
     for study in every:
-        rows = studies.load_rows(study)
+        rows = verdicts.load_rows(study)
         labels = study_figures.plane(study, rows).get_legend_handles_labels()[1]
         assert len(labels) == len(study.curves) + 1, study.name
         shown = study_figures.figures_of(study, rows)
@@ -221,10 +221,10 @@ def test_figures_show_each_curve_with_its_trainings(project):
 
 
 def test_the_forest_has_a_row_a_claim_and_a_dot_a_training(project):
-    found = studies.verdicts(project(0.3))
+    found = verdicts.of_studies(project(0.3))
     whole, short = study_figures.forest(found), study_figures.forest(found, short=True)
     assert whole.count("<tr>") == len(found) + 1
-    assert short.count("<tr>") == len(studies.MAIN) + 1
+    assert short.count("<tr>") == len(verdicts.MAIN) + 1
     assert whole.count("<circle") == sum(len(v.by_seed) for v in found)
     assert 'href="#study_iterations"' in short
     assert len(study_figures.forest_data(found)) == sum(len(v.by_seed) for v in found)
@@ -233,13 +233,13 @@ def test_the_forest_has_a_row_a_claim_and_a_dot_a_training(project):
 def test_partial_rows_are_shown_and_said(project):
     every = project(0.3)
     for study in every:
-        rows = [row for row in studies.load_rows(study) if row["seed"] in (None, 1)][:7]
+        rows = [row for row in verdicts.load_rows(study) if row["seed"] in (None, 1)][:7]
         write_jsonl(study.path, rows)
         assert "Остальные вычисляет" in studies.question(study, rows)
         for figure in study_figures.figures_of(study, rows):
             for panel in figure.panels:
                 svg_text(figure_of(panel), figure.caption)
-    found = studies.verdicts(every)
+    found = verdicts.of_studies(every)
     assert all(v.effect.startswith("обучений: ") for v in found if not v.between)
     paper = len(claims.of_paper(found))
     said = claims.counted(found)
@@ -251,10 +251,10 @@ def test_partial_rows_are_shown_and_said(project):
 def test_two_trainings_give_no_verdict_where_three_are_asked_for(project):
     every = project(0.3)
     for study in every:
-        rows = [row for row in studies.load_rows(study) if row["seed"] in (None, 1, 2)]
+        rows = [row for row in verdicts.load_rows(study) if row["seed"] in (None, 1, 2)]
         write_jsonl(study.path, rows)
-    found = studies.verdicts(every)
-    assert {(v.word, len(v.by_seed)) for v in found} == {(studies.NONE, 2)}
+    found = verdicts.of_studies(every)
+    assert {(v.word, len(v.by_seed)) for v in found} == {(verdicts.NONE, 2)}
     assert all(v.effect == f"обучений: 2 из {v.of}" for v in found)
 
 
@@ -288,7 +288,7 @@ def verdict(*differences, primary=False, expected="more", p=None, of=5):
     comparison = Comparison(claim="Утверждение", primary=primary, expected=expected)
     between = between_trainings(differences)
     by_seed = dict(enumerate(differences, 1))
-    return studies.Verdict(study, comparison, by_seed, between, p or between["p"], of)
+    return verdicts.Verdict(study, comparison, by_seed, between, p or between["p"], of)
 
 
 def test_the_word_of_a_verdict():
@@ -297,19 +297,19 @@ def test_the_word_of_a_verdict():
         [0.02, -0.03, 0.04, 0.0, -0.02],
         [1, -1, 0.5, -0.4, 0.1],
     )
-    assert verdict(*clear).word == studies.HOLDS
-    assert verdict(*clear, expected="less").word == studies.REFUTED
-    assert verdict(*[-x for x in clear], expected="less").word == studies.HOLDS
-    assert verdict(*small).word == studies.ALIKE
-    assert verdict(*wide).word == studies.UNKNOWN
+    assert verdict(*clear).word == verdicts.HOLDS
+    assert verdict(*clear, expected="less").word == verdicts.REFUTED
+    assert verdict(*[-x for x in clear], expected="less").word == verdicts.HOLDS
+    assert verdict(*small).word == verdicts.ALIKE
+    assert verdict(*wide).word == verdicts.UNKNOWN
     corrected = verdict(
         *clear, primary=True, p=0.12
     )  # Holm's p decides, though its interval is beyond zero
-    assert corrected.word == studies.UNKNOWN
+    assert corrected.word == verdicts.UNKNOWN
     assert corrected.between["low"] > 0
     less = [-0.04, -0.05, -0.06, -0.05, -0.05]  # told from zero, and nothing to speak of
-    assert verdict(*less).word == studies.REFUTED
-    assert verdict(*less, expected="less").word == studies.LITTLE
+    assert verdict(*less).word == verdicts.REFUTED
+    assert verdict(*less, expected="less").word == verdicts.LITTLE
     assert verdict(*clear, of=8).trainings == "обучений: 5 из 8"
     assert "обучений: 5 из 8" in verdict(*clear, of=8).sentence.replace("\u00a0", " ")
 
@@ -317,23 +317,23 @@ def test_the_word_of_a_verdict():
 def test_a_primary_comparison_needs_five_trainings(project):
     every = project(0.3)
     for study in every:
-        rows = [row for row in studies.load_rows(study) if row["seed"] in (None, 1, 2, 3)]
+        rows = [row for row in verdicts.load_rows(study) if row["seed"] in (None, 1, 2, 3)]
         write_jsonl(study.path, rows)
-    for v in studies.verdicts(every):
-        assert (v.word == studies.NONE) == v.comparison.primary
+    for v in verdicts.of_studies(every):
+        assert (v.word == verdicts.NONE) == v.comparison.primary
 
 
 def test_every_outcome_has_a_first_sentence(project):
-    found = studies.verdicts(project(0.3))
+    found = verdicts.of_studies(project(0.3))
     names = ("four_against_one", "liti_above_trajectory", "slerp_above_lerp_at_equal_kl")
     names += ("fourth_is_worse", "t30_gains")
     outcomes = {
-        studies.HOLDS: verdict(0.3, 0.32, 0.28),
-        studies.LITTLE: verdict(0.05, 0.06, 0.04),
-        studies.REFUTED: verdict(-0.3, -0.32, -0.28),
-        studies.ALIKE: verdict(0.01, -0.01, 0.0),
-        studies.UNKNOWN: verdict(1, -1, 0.2),
-        studies.NONE: replace(verdict(0.3, 0.3), between={}),
+        verdicts.HOLDS: verdict(0.3, 0.32, 0.28),
+        verdicts.LITTLE: verdict(0.05, 0.06, 0.04),
+        verdicts.REFUTED: verdict(-0.3, -0.32, -0.28),
+        verdicts.ALIKE: verdict(0.01, -0.01, 0.0),
+        verdicts.UNKNOWN: verdict(1, -1, 0.2),
+        verdicts.NONE: replace(verdict(0.3, 0.3), between={}),
     }
     said = set()
     for words in itertools.product(outcomes, repeat=len(names)):
@@ -355,13 +355,13 @@ def test_every_outcome_has_a_first_sentence(project):
 @pytest.mark.parametrize(
     ("expected", "differences", "word"),
     [
-        ("not_less", (0.0, 0.02, -0.02, 0.01, 0.01), studies.HOLDS),
-        ("not_less", (-0.05, -0.05, -0.06, -0.04, -0.05), studies.HOLDS),
-        ("not_less", (-0.3, -0.3, -0.28, -0.31, -0.3), studies.REFUTED),
-        ("not_less", (-0.3, 0.3, 0.1, -0.2, 0.0), studies.UNKNOWN),
-        ("not_more", (0.05, 0.06, 0.05, 0.04, 0.05), studies.HOLDS),
-        ("not_more", (-0.5, -0.4, -0.6, -0.5, -0.5), studies.HOLDS),
-        ("not_more", (0.3, 0.3, 0.28, 0.31, 0.3), studies.REFUTED),
+        ("not_less", (0.0, 0.02, -0.02, 0.01, 0.01), verdicts.HOLDS),
+        ("not_less", (-0.05, -0.05, -0.06, -0.04, -0.05), verdicts.HOLDS),
+        ("not_less", (-0.3, -0.3, -0.28, -0.31, -0.3), verdicts.REFUTED),
+        ("not_less", (-0.3, 0.3, 0.1, -0.2, 0.0), verdicts.UNKNOWN),
+        ("not_more", (0.05, 0.06, 0.05, 0.04, 0.05), verdicts.HOLDS),
+        ("not_more", (-0.5, -0.4, -0.6, -0.5, -0.5), verdicts.HOLDS),
+        ("not_more", (0.3, 0.3, 0.28, 0.31, 0.3), verdicts.REFUTED),
     ],
 )
 def test_not_less_and_not_more_are_but_for_a_small_difference(expected, differences, word):
@@ -381,7 +381,7 @@ def test_differences_along_the_curves_are_of_all_trainings():
         (3, 6, 9), "0,60 [0,35; 0,85]"
     )
     assert v.kls == "1,0–13,4"  # the mean of 4, 4 and 3, squared
-    table = studies.profile_table([v, verdict(0.5, 0.6, 0.7)])
+    table = verdicts.profile_table([v, verdict(0.5, 0.6, 0.7)])
     assert table.iloc[:, 4].tolist() == ["—"]
     assert list(table.columns)[1:3] == ["При KL 3 ната", "При KL 6 нат"]
 
@@ -396,7 +396,7 @@ def test_where_two_that_are_alike_on_average_are_not_is_said():
         return Curve(roots, ours.tolist(), 0.0), Curve(roots, theirs.tolist(), 0.0)
 
     v = verdict(-0.05, -0.05, -0.06, p=1.0)
-    assert v.word == studies.ALIKE
+    assert v.word == verdicts.ALIKE
     assert v.unlike == ""
     v = replace(v, curves={k: pair(k) for k in (1, 2, 3)})
     assert v.unlike == ", но без поправки −0,20 [−0,20; −0,20] при KL 9"
@@ -428,7 +428,7 @@ def test_empty_answers_are_not_diverse():
     row |= {"lam": None, "eta": None, "reward": {"mean": -0.04}, "kl": {"mean": 55.6}}
     shares = {"repetition": 0.0, "distinct_pairs": 1.0}
     for length, shown in ((0.023, ["0,0", "0,0"]), (24.0, ["0,0", "100,0"])):
-        (cells,) = studies.policies_table([row | shares | {"length": length}]).to_dict("records")
+        (cells,) = policies.policies_table([row | shares | {"length": length}]).to_dict("records")
         assert [cells["Повторы, %"], cells["Разных пар, %"]] == shown
 
 
@@ -439,27 +439,27 @@ def test_where_the_text_is_gone_it_is_said():
         return row | {"reward": {"mean": reward}, "judge": {"mean": judge}}
 
     whole = [row(None, 0.19, 0.15, 0.07), row(1, 1.1, 0.3, 0.08)]
-    assert studies.collapse_sentence(whole) == studies.collapse_sentence([]) == []
+    assert policies.collapse_sentence(whole) == policies.collapse_sentence([]) == []
     short, repeating = row(1, -0.04, 0.05, 0.0, 0.02, 1.0), row(1, 1.11, 0.06, 0.95, pairs=0.01)
-    (said,) = studies.collapse_sentence([*whole, short])
+    (said,) = policies.collapse_sentence([*whole, short])
     assert said.startswith("Текст выродился у 1 политики из 2: у 1 слов втрое меньше, чем у SFT-")
     assert "Их награда — −0,04 (у SFT-модели 0,19), оценка VADER — 0,05 (у SFT-модели" in said
-    (said,) = studies.collapse_sentence(
+    (said,) = policies.collapse_sentence(
         [*whole, short, repeating, row(2, 1.0, 0.1, 0.1, pairs=0.2)]
     )
     assert said.startswith("Текст выродился у 3 политик из 4: у 1 слов втрое меньше, чем у SFT-")
     assert "у 1 больше половины слов — повторы, у 1 втрое меньше различных пар слов" in said
     assert "Их награда — от −0,04 до 1,11 (у" in said
     assert said.endswith("(у SFT-модели 0,15).")  # no single policy deceives both
-    (said,) = studies.collapse_sentence([*whole, short, row(2, 2.9, 1.0, 0.96)])
+    (said,) = policies.collapse_sentence([*whole, short, row(2, 2.9, 1.0, 0.96)])
     assert said.endswith(": выше, чем у SFT-модели, могут быть обе.")
 
 
 def test_every_word_has_its_sentence():
     told = (claims.WORTH, claims.WHOLE, claims.ABOVE, claims.BY_LERP, claims.BY_ANCHOR)
     for by_word in (*told, claims.FOURTH, claims.LONGER, claims.SAID, readme.WORDS):
-        assert by_word.keys() == studies.MARKS.keys()
-    assert readme.CLAIMS.keys() == studies.MAIN.keys()
+        assert by_word.keys() == verdicts.MARKS.keys()
+    assert readme.CLAIMS.keys() == verdicts.MAIN.keys()
 
 
 def test_what_it_means_follows_from_the_verdicts(project):
@@ -467,17 +467,19 @@ def test_what_it_means_follows_from_the_verdicts(project):
         (0.3, "Запуски стоит сливать"),
         (0.0, "слитые запуски заменяют один запуск"),
     ):
-        lines = claims.advice(studies.verdicts(project(above)))
+        lines = claims.advice(verdicts.of_studies(project(above)))
         assert sum(said in line for line in lines) == 1
         assert all(line.startswith("- ") and "[@study_" in line for line in lines)
-    for study in studies.load_studies():
+    for study in verdicts.load_studies():
         study.path.unlink()
-    assert claims.advice(studies.verdicts(studies.load_studies())) == ["Ещё ничего: обучений мало."]
+    assert claims.advice(verdicts.of_studies(verdicts.load_studies())) == [
+        "Ещё ничего: обучений мало."
+    ]
 
 
 def test_the_cost_of_merging_is_told_in_time_too(project):
     iterations = next(study for study in project() if study.name == "iterations")
-    rows = studies.load_rows(iterations)
+    rows = verdicts.load_rows(iterations)
     (said,) = studies.remarks(iterations, rows)
     assert "занимает 1,0 мин" in said.replace("\u00a0", " ")
     assert studies.cost_sentence([row for row in rows if row["arm"] != "merged"]) == []
@@ -488,11 +490,11 @@ def test_rows_of_other_parameters_are_not_shown(project):
     path = Path("params/studies.yaml")
     path.write_text(path.read_text() + "\nmax_new_tokens: 12\n")
     liti = next(study for study in every if study.name == "liti")
-    assert studies.load_rows(liti) == []
+    assert verdicts.load_rows(liti) == []
 
 
 def test_the_rows_of_the_repository_belong_to_its_parameters():
-    for study in studies.load_studies(ROOT / "params"):
+    for study in verdicts.load_studies(ROOT / "params"):
         rows = read_jsonl(ROOT / study.path)
         assert {row["digest"] for row in rows} <= set(digests(study)), study.name
 
@@ -505,7 +507,7 @@ def test_a_study_of_yours_changes_nothing_in_the_report(project):
         .read_text()
         .replace("name: iterations", "name: mine", 1)
     )
-    assert studies.load_studies() == every
+    assert verdicts.load_studies() == every
     mine = load_study(own)
-    assert studies.family(mine) == [mine]
-    assert studies.family(every[0]) == every
+    assert verdicts.family(mine) == [mine]
+    assert verdicts.family(every[0]) == every

@@ -1,0 +1,121 @@
+"""Policies of the studies, from their rows: what they are called, what was measured, whose text is gone."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reports.text.experiment import REPETITION_COLLAPSED
+from reports.text.statistics import scaled, value
+from reports.text.words import number
+
+Row = Mapping[str, Any]
+# Of θ_sft's words an answer, and of its share of different pairs: below that the text is gone.
+LEFT = 1 / 3
+ARMS = {  # of the studies of this project
+    "ema": "якорь EMA", "sft": "якорь SFT", "sft_weak": "якорь SFT, β = 0.01", "free": "без штрафа",
+    "long": "T = 120", "iterated": "I = 4, M = 2",
+    "base": "μ = 0.05, β = 0.1", "mu_slow": "μ = 0.01", "mu_fast": "μ = 0.2",
+    "beta_weak": "β = 0.05", "beta_strong": "β = 0.2", "eta_03": "η = 0.3 между итерациями",
+    "eta_05": "η = 0.5 между итерациями", "eta_08": "η = 0.8 между итерациями",
+    **{f"t{t}": f"T = {t}" for t in (10, 30, 100)},
+    **{f"t{t}_warm": f"T = {t} с прогревом" for t in (10, 30, 100)},
+    **{f"experiment_{k}": f"эксперимент {k}" for k in range(1, 5)},
+    **{f"experiment_{k}_control": f"эксперимент {k}, контроль" for k in range(1, 5)},
+    **dict.fromkeys(("five", "merged", "beyond", "single"), ""),  # told by what the policy is
+}  # fmt: skip
+WHAT = {"run": "запуск", "ema": "EMA-веса", "average": "среднее весов", "warp": "WARP"}
+
+
+def policy_name(row: Row) -> str:
+    """A policy in a few words: «якорь SFT: запуск, t = 30»; «SLERP 4, η = 0,5»."""
+    if row["what"] == "sft":
+        return "SFT-модель"
+    merged = row["what"] in ("slerp", "lerp")
+    name = f"{row['what'].upper()} {row['m']}" if merged else WHAT[row["what"]]
+    if row["what"] in ("run", "ema") and row["m"] != 1:
+        name += f" {row['m']}"
+    details = [f"итерация {row['iteration']}"] if row["iteration"] not in (None, 1) else []
+    details += [f"t = {row['t']}"] if isinstance(row["t"], int) else []
+    details += [f"λ = {row['lam']:g}"] if row["lam"] is not None else []
+    details += [f"η = {row['eta']:g}"] if row["eta"] not in (None, 1) else []
+    arm = ARMS.get(row["arm"], row["arm"])
+    return f"{arm}{': ' * bool(arm)}{', '.join([name, *details])}".replace(".", ",")
+
+
+def grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    """Rows by key, in their order."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def policies_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """A row a policy: mean over trainings ± the error between them, and how many they are."""
+    measures = {"reward": 2, "kl": 2, "judge": 2, "length": 1, "repetition": 1, "distinct_pairs": 1}
+    names = ["Награда", "KL, нат", "VADER", "Слов", "Повторы, %", "Разных пар, %"]
+    table = []
+    for name, of_policy in grouped(rows, policy_name).items():
+        cells = []
+        for measure, places in measures.items():
+            values = [scaled(row, measure) for row in of_policy if measure in row]
+            cells.append(mean_text(values, places))
+        n = sum(row["seed"] is not None for row in of_policy)
+        table.append((name, *cells, n or "—"))
+    return pd.DataFrame(table, columns=["Политика", *names, "Обучений"])
+
+
+def mean_text(values: Sequence[float], places: int) -> str:
+    """«1,31 ± 0,08»: mean and standard error over trainings, with more places where the error would be
+    0,00, and with none, «0 ± 0», where nothing moved."""
+    if not values:
+        return "—"
+    mean, exact = float(np.mean(values)), 10.0 ** (1 - places)
+    if len(values) == 1:
+        return number(mean, exact)
+    apart = min(values) < max(values)  # else a deviation is of rounding alone
+    error = float(np.std(values, ddof=1)) / len(values) ** 0.5 if apart else 0.0
+    exact = exact if any(values) else 0.0
+    while 0 < error < exact / 20:
+        exact /= 10
+    return f"{number(mean, exact)}\u00a0±\u00a0{number(error, exact)}"
+
+
+def collapse_sentence(rows: Sequence[Row]) -> list[str]:
+    """What reward and judge say of policies whose text is gone; nothing without any."""
+    sft = next((row for row in rows if row["what"] == "sft"), None)
+    trained = [row for row in rows if row["seed"] is not None]
+    if sft is None:
+        return []
+    faults = [_fault(row, sft) for row in trained]
+    gone = [row for row, fault in zip(trained, faults, strict=True) if fault]
+    if not gone:
+        return []
+    how = [f"у {n} {fault}" for fault, n in Counter(filter(None, faults)).items()]
+    names = {"reward": "награда", "judge": "оценка VADER"}
+    judges = {k: name for k, name in names.items() if all(k in row for row in [sft, *gone])}
+    told = []
+    for measure, name in judges.items():
+        ends = [number(f(value(row, measure) for row in gone), 0.1) for f in (min, max)]
+        range_ = ends[0] if ends[0] == ends[1] else f"от {ends[0]} до {ends[1]}"
+        told.append(f"{name} — {range_} (у SFT-модели {number(value(sft, measure), 0.1)})")
+    fooled = [all(value(row, k) > value(sft, k) for k in judges) for row in gone]
+    blind = ": выше, чем у SFT-модели, могут быть обе" if any(fooled) and len(judges) > 1 else ""
+    many = "политики" if len(gone) % 10 == 1 and len(gone) % 100 != 11 else "политик"
+    return [
+        f"Текст выродился у {len(gone)} {many} из {len(trained)}: {', '.join(how)}. "
+        f"Их {', '.join(told)}{blind}."
+    ]
+
+
+def _fault(row: Row, sft: Row) -> str:
+    """What a text that is gone has become; empty where it is not."""
+    if value(row, "length") < LEFT * value(sft, "length"):
+        return "слов втрое меньше, чем у SFT-модели, или нет совсем"
+    if value(row, "repetition") > REPETITION_COLLAPSED:
+        return "больше половины слов — повторы"
+    few = value(row, "distinct_pairs") < LEFT * value(sft, "distinct_pairs")
+    return "втрое меньше различных пар слов" if few else ""
