@@ -1,182 +1,38 @@
-"""The figures of a study, from its rows; and those of all studies that the report begins with.
+"""The figures of a study, from its rows; and those of all studies that the report begins with."""
 
-Thin lines and pale dots are trainings, marks their means. A method has one colour and one mark in all
-figures.
-"""
-
-import html
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from reports.text.curves import (
+    AXES,
+    BLUE,
+    GREEN,
+    GREY,
+    OCHRE,
+    PURPLE,
+    RED,
+    SKY,
+    THIN,
+    Keys,
+    Shown,
+    curve,
+    data_of,
+    of_curve,
+    plane,
+    sft_of,
+    style_of,
+    with_sft,
+)
 from reports.text.figures import above, new_axes, root_scale
 from reports.text.policies import grouped, policy_name
 from reports.text.statistics import Row, curve_of, fits, scaled, value
 from reports.text.studies import moved
-from reports.text.svg import BLACK, COLORS, QUIET, WHITE, tells
-from reports.text.verdicts import MAIN, MARKS, SMALL, Verdict
-from reports.text.words import decimal, lowered, number, unbroken
+from reports.text.svg import BLACK, QUIET, WHITE, tells
+from reports.text.words import decimal, number
 from warp_core.world.studies import Study
-
-BLUE, RED, GREEN, PURPLE, OCHRE, SKY, GREY = COLORS
-AXES = {
-    "reward": "Награда, баллы",
-    "judge": "VADER, от −1 до 1",
-    "kl": "KL(π‖sft), нат на ответ",
-    "length": "Слов в ответе",
-    "repetition": "Повторённых слов, %",
-    "distinct_pairs": "Различных пар слов, %",
-}
-Keys = Mapping[str, Any]
-
-
-@dataclass
-class Shown:
-    """A figure that `show.figure` takes."""
-
-    panels: list[Axes]
-    label: str
-    caption: str
-    data: list[dict[str, Any]] = field(default_factory=list)
-
-
-def style_of(keys: Keys) -> dict[str, Any]:
-    """Colour, mark and line of a method; `keys` are those of its rows."""
-    what, arm = keys.get("what", "warp"), keys.get("arm", "")
-    style: dict[str, Any] = {"linestyle": "-"}
-    match what:
-        case "slerp":
-            style |= {"color": SKY, "marker": "P"} if keys.get("iteration", 1) > 1 else {}
-            style = {"color": BLUE, "marker": "o"} | style
-            hollow = keys.get("m") == 2
-        case "lerp":
-            style |= {"color": RED, "marker": "s"}
-            hollow = keys.get("m") == 2
-        case "average":
-            style |= {"color": OCHRE, "marker": "*"}
-            hollow = False
-        case "run" if "t" in keys and keys.get("eta") != 1.0:  # its LITI
-            style |= {"color": PURPLE, "marker": "D"}
-            hollow = keys["t"] == 60
-        case "run" | "ema":
-            anchored = arm.startswith("sft") or arm == "free"
-            style |= (
-                {"color": OCHRE, "marker": "v"} if anchored else {"color": GREEN, "marker": "^"}
-            )
-            style |= {"color": GREY, "marker": "X"} if arm == "free" else {}
-            style |= {"marker": "*", "markersize": 9} if what == "ema" else {}
-            hollow = arm == "sft_weak"
-        case _:
-            style |= {"color": BLUE, "marker": "o"}
-            hollow = False
-    style |= {"markerfacecolor": WHITE, "linestyle": (0, (4, 2))} if hollow else {}
-    return {"markersize": 6} | style
-
-
-def curve(
-    ax: Axes,
-    rows: Sequence[Row],
-    x: Callable[[Row], float],
-    y: Callable[[Row], float],
-    label: str = "",
-    start: tuple[float, float] | None = None,
-    shift: float = 1.0,
-    **style: Any,
-) -> None:
-    """A method: a thin line a training, a mark for each policy's mean over trainings, which tells it.
-
-    They are joined as the training went, then by η: a trajectory may come back to a KL.
-
-    Args:
-        start: where all of its lines begin.
-        shift: how many times further right it is drawn, so that marks do not hide each other.
-    """
-
-    def way(row: Row) -> tuple[float, float, float]:
-        return row["t"] if isinstance(row["t"], int) else 0, row["eta"] or 1.0, x(row)
-
-    begin, rows = [] if start is None else [start], sorted(rows, key=way)
-    for of_seed in grouped(rows, lambda row: row["seed"]).values():
-        points = [(x(row) * shift, y(row)) for row in of_seed]
-        points = [*begin, *points] if len(points) > 1 else points
-        ax.plot(*zip(*points, strict=True), "-", color=style["color"], alpha=0.28, linewidth=0.9)
-    marks = [
-        (*(float(np.mean([f(row) for row in each])) for f in (x, y)), len(each), name)
-        for name, each in grouped(rows, policy_name).items()
-    ]
-    if not marks:
-        return
-    line = {key: style[key] for key in ("color", "linestyle")}
-    path = [*begin, *((a * shift, b) for a, b, *_ in marks)]
-    if len(marks) > 1:
-        ax.plot(*zip(*path, strict=True), linewidth=1.8, **line)
-    mark = {key: value for key, value in style.items() if key != "linestyle"}
-    for a, b, n, name in marks:
-        (drawn,) = ax.plot(a * shift, b, linestyle="", zorder=3, **mark)
-        tells(drawn, f"{name}: {number(b, 0.1)} при {decimal(round(a, 2))} (обучений: {n})")
-    ax.plot([], [], linewidth=1.8 if len(marks) > 1 else 0, label=label, **style)
-
-
-def plane(
-    study: Study,
-    rows: Sequence[Row],
-    ax: Axes | None = None,
-    measure: str = "reward",
-    curves: Sequence[Keys] | None = None,
-    legend: bool = True,
-) -> Axes:
-    """The study's curves in the plane of KL and a measure; all of them begin at θ_sft."""
-    ax = ax or new_axes(440, 330)
-    sft = sft_of(rows)
-    start = value(sft, "kl"), scaled(sft, measure)
-    for each in study.curves if curves is None else curves:
-        keys, chosen = of_curve(each, rows)
-        n = len({row["seed"] for row in chosen})
-        axes = (lambda row: value(row, "kl")), (lambda row: scaled(row, measure))
-        begin = start if len({policy_name(row) for row in chosen}) > 1 else None
-        curve(ax, chosen, *axes, f"{each['label']} ({n})", begin, **style_of(keys))
-    with_sft(ax, *start)
-    root_scale(ax)
-    ax.set_ylabel(AXES[measure])
-    if legend:
-        above(ax, columns=2 if len(ax.get_legend_handles_labels()[1]) > 5 else 1)
-    return ax
-
-
-def sft_of(rows: Sequence[Row]) -> Row:
-    """θ_sft's row."""
-    return next(row for row in rows if row["what"] == "sft")
-
-
-def of_curve(each: Keys, rows: Sequence[Row]) -> tuple[Keys, list[Row]]:
-    """A curve's keys without its label, and its rows."""
-    keys = {key: value for key, value in each.items() if key != "label"}
-    return keys, [row for row in rows if fits(row, keys)]
-
-
-def with_sft(ax: Axes, kl: float, measured: float) -> None:
-    """Where θ_sft is."""
-    (drawn,) = ax.plot(kl, measured, "+", color=BLACK, markersize=11, label="SFT-модель", zorder=4)
-    tells(drawn, f"SFT-модель: {number(measured, 0.1)}")
-
-
-def data_of(rows: Sequence[Row], *measures: str) -> list[dict[str, Any]]:
-    """The rows behind a figure: what each is, and what was measured with its error."""
-    keys = ("seed", "arm", "what", "iteration", "m", "t", "lam", "eta")
-    table = []
-    for row in rows:
-        cells = {key: row[key] for key in keys}
-        for measure in measures:
-            if measure in row:
-                cells[measure] = value(row, measure)
-                if isinstance(row[measure], Mapping):
-                    cells[f"{measure}_stderr"] = row[measure]["stderr"]
-        table.append(cells)
-    return table
-
 
 # What each study shows
 
@@ -192,9 +48,6 @@ def figures_of(study: Study, rows: Sequence[Row]) -> list[Shown]:
     }  # fmt: skip
     shown = of_study.get(study.name, _any)(study, rows)
     return [each for each in shown if each.panels]
-
-
-THIN = "Тонкие линии — отдельные обучения, знаки — средние по ним; в скобках число обучений."
 
 
 def _any(study: Study, rows: Sequence[Row]) -> list[Shown]:
@@ -675,122 +528,3 @@ def agreement(studies: Mapping[str, Sequence[Row]]) -> Shown | None:
     ax.set(xlabel=AXES["reward"], ylabel=AXES["judge"])
     caption = f"корреляция {number(float(np.corrcoef(np.array(points).T)[0, 1]), 0.1)}"
     return Shown([ax], "agreement", caption, data_of([*rows.values()], "reward", "judge"))
-
-
-# Of a row of the forest, in its units: height, width, margin beside what is drawn.
-ROW, WIDTH, EDGE = 22, 160, 6
-ENDS = "low", "mean", "high"
-TINT = f"var(--c2, {GREEN})"
-
-
-def forest(found: Sequence[Verdict], short: bool = False) -> str:
-    """Differences with their intervals over trainings, a row a claim, as HTML.
-
-    The side that a claim promises is shaded. Each measure has one scale, that of rewards is drawn. `short`:
-    the main claims alone, with links to their sections.
-    """
-    by_name = {v.comparison.name: v for v in found}
-    shown = [by_name[name] for name in MAIN if name in by_name] if short else found
-    reaches: dict[str, float] = {"reward": 0.0}
-    for v in shown:
-        reaches[v.comparison.measure] = max(reaches.get(v.comparison.measure, 0.0), _reach(v))
-    reach = reaches["reward"]
-    fitting = [step for step in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5) if step <= 0.8 * reach]
-    axis = "".join(
-        f'<text x="{_x(at, reach):.0f}" y="14" style="text-anchor: middle">{decimal(at)}</text>'
-        for step in fitting[-1:]
-        for at in (-step, 0, step)
-    )
-    scale = f'<svg class="row" viewBox="0 0 {WIDTH} 18" role="img" aria-label="шкала разности">'
-    names = ["Утверждение", f"{scale}{axis}</svg>", "Разность [95\u00a0% ДИ]"]
-    names += ["Вердикт"] if short else ["Обучений", "p", "Вердикт"]
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    rows = "".join(_forest_row(v, reaches[v.comparison.measure], short) for v in shown)
-    kind = "forest short" if short else "forest"
-    return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-
-
-def _reach(v: Verdict) -> float:
-    """How far from zero a row goes."""
-    ends = [v.between[end] for end in ENDS] if v.between else []
-    return max(map(abs, [*v.by_seed.values(), *ends]), default=0.0)
-
-
-def _x(difference: float, reach: float) -> float:
-    return WIDTH / 2 + (WIDTH / 2 - EDGE) * (difference / reach if reach else 0.0)
-
-
-def _forest_row(v: Verdict, reach: float, short: bool) -> str:
-    zero, expected = WIDTH / 2, v.comparison.expected
-    margin = min(SMALL, reach) if expected.startswith("not") else 0.0
-    wide = WIDTH - _x(-margin, reach)
-    begin = 0.0 if expected in ("less", "not_more") else WIDTH - wide
-    side = f'x="{begin:.0f}" width="{wide:.0f}" height="{ROW}"'
-    parts = [f'<rect {side} style="fill: {TINT}; fill-opacity: var(--tint, .09)"/>']
-    parts.append(f'<path d="M{zero:.0f} 0V{ROW}" style="stroke: currentColor"/>')
-    parts += _interval(v, reach)
-    name = html.escape(unbroken(MAIN[v.comparison.name] if short else v.comparison.claim))
-    name += "\u00a0•" if v.comparison.primary else ""
-    if short:
-        name = f'<a href="#study_{v.study.name}">{name}</a>'
-    else:
-        about = f"{v.comparison.source}; ожидалось: {lowered(v.comparison.hypothesis)}"
-        name += f"<small>{html.escape(unbroken(about))}</small>"
-    said = html.escape(v.effect)
-    head = f'<svg class="row" viewBox="0 0 {WIDTH} {ROW}" role="img" aria-label="{said}">'
-    effect = v.effect_alone if v.between or short else "—"
-    cells = [f'<th scope="row">{name}</th>', f"<td>{head}{''.join(parts)}</svg></td>"]
-    cells.append(f'<td class="n">{html.escape(effect)}</td>')
-    if not short:
-        cells.append(f'<td class="n" data-of="обучений">{v.n}</td>')
-        cells.append(f'<td class="n" data-of="p">{v.p_text}</td>')
-    cells.append(f'<td class="verdict">{MARKS[v.word]} {v.word}</td>')
-    return f"<tr>{''.join(cells)}</tr>"
-
-
-def _interval(v: Verdict, reach: float) -> list[str]:
-    """Dots are trainings, the line is the interval, the diamond the mean."""
-    color = f"var(--c0, {BLUE})" if v.comparison.primary else f"var(--quiet, {QUIET})"
-    parts = [
-        f'<circle cx="{_x(each, reach):.1f}" cy="11" r="3" style="fill: {color}; fill-opacity: 0.3">'
-        f"<title>seed {seed}: {number(each, 0.1)}</title></circle>"
-        for seed, each in v.by_seed.items()
-    ]
-    if v.between:
-        low, mean, high = (_x(v.between[end], reach) for end in ENDS)
-        line = f"stroke: {color}; stroke-width: 2.5"
-        parts.append(f'<path d="M{low:.1f} 11H{high:.1f}" style="{line}"/>')
-        told = f"<title>{html.escape(v.effect)}</title>"
-        diamond = f"M{mean - 5:.1f} 11l5 -5 5 5 -5 5z"
-        parts.append(f'<path d="{diamond}" style="fill: {color}">{told}</path>')
-    return parts
-
-
-def forest_caption(found: Sequence[Verdict]) -> str:
-    """What `forest` of them shows."""
-    said = "Ромб и черта — среднее и 95 % интервал разностей между обучениями, парных по seed, точки — "
-    said += "обучения; закрашена сторона, которую утверждение обещает."
-    if any(v.comparison.expected.startswith("not") for v in found):
-        said += f" «Не ниже» и «не выше» — с допуском {decimal(SMALL)} балла."
-    measures = {v.comparison.measure for v in found}
-    if "reward" in measures:
-        said += " Шкала над рисунком — для наград, баллы"
-        said += "; у других величин она своя." if len(measures) > 1 else "."
-    elif len(measures) > 1:
-        said += " У каждой величины своя шкала."
-    if any(v.comparison.primary for v in found):
-        said += " • (синие) — основные сравнения."
-    return f"{said} p — с поправкой на число сравнений ([@summary:claims])."
-
-
-def forest_data(found: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """Behind `forest`: a row a claim and training."""
-    table = []
-    for v in found:
-        about = {"study": v.study.name, "claim": v.comparison.claim, "verdict": v.word}
-        about |= {"measure": v.comparison.measure, "primary": v.comparison.primary}
-        about |= {key: v.between.get(key) for key in ("mean", "low", "high")}
-        about |= {"p": v.p if v.between else None}
-        for seed, each in v.by_seed.items() or [(None, None)]:
-            table.append(about | {"seed": seed, "difference": each})
-    return table

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reports.text import claims, policies, readme, studies, study_figures, verdicts
+from reports.text import claims, curves, forest, policies, readme, studies, study_figures, verdicts
 from reports.text.figures import figure_of
 from reports.text.statistics import Curve, comparisons, load_study
 from reports.text.svg import svg_text
@@ -131,7 +131,7 @@ def test_what_has_not_been_computed_is_said_and_counts_among_the_primary(project
     assert len(policies.policies_table([])) == 0
     of_liti = [v for v in found if v.study == study]
     assert all("**Ещё не вычислено**" in line for line in verdicts.lead(of_liti))
-    assert study_figures.forest(of_liti).count("ещё не вычислено") == len(of_liti)
+    assert forest.table(of_liti).count("ещё не вычислено") == len(of_liti)
     assert study_figures.figures_of(study, []) == []
     assert study_figures.pareto({}) is None
     assert study_figures.agreement({}) is None
@@ -209,7 +209,7 @@ def test_figures_show_each_curve_with_its_trainings(project):
     every = project()
     for study in every:
         rows = verdicts.load_rows(study)
-        labels = study_figures.plane(study, rows).get_legend_handles_labels()[1]
+        labels = curves.plane(study, rows).get_legend_handles_labels()[1]
         assert len(labels) == len(study.curves) + 1, study.name
         shown = study_figures.figures_of(study, rows)
         assert bool(shown) == (study.name != "seed_report")
@@ -222,12 +222,12 @@ def test_figures_show_each_curve_with_its_trainings(project):
 
 def test_the_forest_has_a_row_a_claim_and_a_dot_a_training(project):
     found = verdicts.of_studies(project(0.3))
-    whole, short = study_figures.forest(found), study_figures.forest(found, short=True)
+    whole, short = forest.table(found), forest.table(found, short=True)
     assert whole.count("<tr>") == len(found) + 1
     assert short.count("<tr>") == len(verdicts.MAIN) + 1
     assert whole.count("<circle") == sum(len(v.by_seed) for v in found)
     assert 'href="#study_iterations"' in short
-    assert len(study_figures.forest_data(found)) == sum(len(v.by_seed) for v in found)
+    assert len(forest.data(found)) == sum(len(v.by_seed) for v in found)
 
 
 def test_partial_rows_are_shown_and_said(project):
@@ -407,13 +407,10 @@ def test_where_two_that_are_alike_on_average_are_not_is_said():
 def test_a_forest_has_a_scale_of_rewards_where_a_step_of_it_fits():
     ticks = ">−{0}<", ">0<", ">{0}<"
     for reach, step in ((0.53, "0,2"), (0.3, "0,2"), (0.12, "0,05"), (1.3, "1")):
-        shown = study_figures.forest([verdict(reach, reach, reach)])
+        shown = forest.table([verdict(reach, reach, reach)])
         assert all(tick.format(step) in shown for tick in ticks), reach
         assert shown.count("<text") == 3
-    assert (
-        study_figures.forest([replace(verdict(0.1, 0.2), by_seed={}, between={})]).count("<text")
-        == 0
-    )
+    assert forest.table([replace(verdict(0.1, 0.2), by_seed={}, between={})]).count("<text") == 0
 
 
 def test_empty_answers_are_not_diverse():
