@@ -81,7 +81,7 @@ def experiments_table(
         ]
         table.append(cells)
     columns = ["№", "lr", "Прогрев", "Seed", "Прирост награды", "KL(sft‖warp)", "KL(warp‖sft)"]
-    columns += ["Прирост по обучениям (их число)", "Угол", "Разных пар, %"]
+    columns += ["Прирост по обучениям (их число)", "Угол", "Различных пар слов, %"]
     return pd.DataFrame(table, columns=columns)
 
 
@@ -108,9 +108,10 @@ def questions(summaries: Summaries, found: Sequence[Verdict]) -> list[str]:
     angle = f", а угол между векторами задач — {_angle_text(control)}" if control else ""
     third, fourth = (summaries.get(f"experiment_{k}") for k in (3, 4))
     lines = [
-        "**Почему кривые двух запусков совпадают?** Исходный отчёт: T слишком мало. У нас: у запусков, "
-        "судя по кривым, был общий seed, и это один и тот же расчёт при любом T. Со своим seed у каждого "
-        f"кривые различаются при том же T{angle} ([@experiments:curves], [@experiments:table])."
+        "**Почему кривые двух запусков совпадают?** Исходный отчёт: T слишком мало. Наш ответ: у запусков "
+        "исходного отчёта, судя по кривым, был общий seed, и это один и тот же расчёт при любом T. Со "
+        f"своим seed у каждого кривые различаются при том же T{angle} ([@experiments:curves], "
+        "[@experiments:table])."
     ]
     here = ""  # what the trainings at hand say of the fourth experiment
     if third and fourth:
@@ -119,9 +120,10 @@ def questions(summaries: Summaries, found: Sequence[Verdict]) -> list[str]:
         gains = [estimate_text(one["reward_difference"]) for one in (third, fourth)]
         lines.append(
             "**Почему награда не меняется, даже при KL в десятки нат?** Исходный отчёт: слишком велик lr. "
-            "У нас: награда, судя по совпадению до пятого знака, не зависела от текста. Когда зависит, "
-            f"она меняется: в одном обучении третьего эксперимента на {gains[0]}{poor}, четвёртого — на "
-            f"{gains[1]} балла (± ошибка оценки); по нескольким обучениям — [@experiments:table]."
+            "Наш ответ: его награда, судя по тому, что у всех моделей она одна с точностью до 10⁻⁵, не "
+            "зависела от текста. Если награда зависит от текста, она меняется: в одном обучении третьего "
+            f"эксперимента на {gains[0]}{poor}, четвёртого — на {gains[1]} балла (± ошибка оценки); по "
+            "нескольким обучениям — [@experiments:table]."
         )
     second, far = summaries.get("experiment_2"), ""
     if second and fourth and fourth["kl_warp_sft"]["mean"] > 100 * second["kl_warp_sft"]["mean"]:
@@ -133,19 +135,22 @@ def questions(summaries: Summaries, found: Sequence[Verdict]) -> list[str]:
     }
     lines += [
         "**Мал ли lr в первых двух экспериментах, или дело в прогреве?** Исходный отчёт: возможно и то и "
-        f"другое. У нас: {_answer(by_name['warmup_slows'])}{far} ([@experiments:table]).",
-        "**Становится ли WARP-модель хуже?** Исходный отчёт: в четвёртом эксперименте просела. У нас: "
+        f"другое. Наш ответ: {_answer(by_name['warmup_slows'])}{far} ([@experiments:table]).",
+        "**Становится ли WARP-модель хуже?** Исходный отчёт: в четвёртом эксперименте просела. Наш ответ: "
         f"{_answer(by_name['fourth_is_worse'], here)}.",
-        "**Помогут ли большее T и прогрев до 10⁻⁴?** Исходный отчёт: это следующий шаг. У нас: "
-        f"{'; '.join(f'{what}: {_answer(by_name[name])}' for name, what in asked.items())} "
+        "**Помогут ли большее T и прогрев до 10⁻⁴?** Исходный отчёт: это следующий шаг. Наш ответ: "
+        f"{'; '.join(_answer(by_name[name], what=what) for name, what in asked.items())} "
         "([@study_next_step]).",
     ]
     return [f"- {line}" for line in lines]
 
 
-def _answer(v: Verdict, here: str = "") -> str:
+def _answer(v: Verdict, here: str = "", what: str = "") -> str:
     if not v.between:
-        return f"{here}{'; ' * bool(here)}по нескольким обучениям ещё не вычислено ({v.effect})"
+        said = "; ".join(
+            filter(None, [here, f"по нескольким обучениям ещё не вычислено ({v.effect})"])
+        )
+        return f"{what}: {said}" if what else said
     said = f"{v.word}, {v.effect}, {v.trainings}"
     return f"«{lowered(v.comparison.claim)}» — {said}"
 
@@ -157,6 +162,7 @@ def seed_verdicts(summaries: Summaries) -> pd.DataFrame:
     control = summaries.get(first + CONTROL)
     kl = {name: one["kl_warp_sft"]["mean"] for name, one in s.items()}
     gain = {name: estimate_text(one["reward_difference"]) for name, one in s.items()}
+    warp_kl = {name: estimate_text(one["kl_warp_sft"]) for name, one in s.items()}
     verdicts: list[tuple[str, str, str]] = []
 
     def verdict(claim: str, agrees: bool, ours: str) -> None:
@@ -177,7 +183,7 @@ def seed_verdicts(summaries: Summaries) -> pd.DataFrame:
         verdict(
             "Без прогрева модель сдвигается дальше, чем с ним, но меньше чем на нат",
             kl[first] < kl[second] < 1,
-            f"{kl_text(s[second])} против {estimate_text(s[first]['kl_warp_sft'])} с прогревом",
+            f"KL(warp‖sft) = {warp_kl[second]} против {warp_kl[first]} с прогревом (нат на ответ)",
         )
     if SEED_FIGURES.keys() <= s.keys():
         verdict(
@@ -186,27 +192,28 @@ def seed_verdicts(summaries: Summaries) -> pd.DataFrame:
                 s[third][kind]["mean"] == max(one[kind]["mean"] for one in s.values())
                 for kind in ("kl_sft_warp", "kl_warp_sft")
             ),
-            f"{kl_text(s[third])} против {estimate_text(s[fourth]['kl_warp_sft'])} в четвёртом",
+            f"KL(sft‖warp) = {estimate_text(s[third]['kl_sft_warp'])} против "
+            f"{estimate_text(s[fourth]['kl_sft_warp'])} в четвёртом, KL(warp‖sft) = {warp_kl[third]} "
+            f"против {warp_kl[fourth]} (нат на ответ)",
         )
     if third in s:
         rewards = s[third]["training_reward"]
         verdict(
             "При lr = 10⁻³ награды первой итерации больше, чем второй",
             rewards[0] > rewards[1],
-            f"средние по батчам итераций {' и '.join(number(r, 0.1) for r in rewards)} балла",
+            f"средние по батчам итераций, баллы: {' и '.join(number(r, 0.1) for r in rewards)}",
         )
     if {second, third, fourth} <= s.keys():
         verdict(
             "Четвёртый эксперимент лежит между вторым и третьим",
             kl[second] < kl[fourth] < kl[third],
-            f"{kl_text(s[fourth])}, между {estimate_text(s[second]['kl_warp_sft'])} и "
-            f"{estimate_text(s[third]['kl_warp_sft'])}",
+            f"KL(warp‖sft) = {warp_kl[fourth]}, между {warp_kl[second]} и {warp_kl[third]} (нат на ответ)",
         )
     if SEED_FIGURES.keys() <= s.keys():
         verdict(
-            "Награда WARP-модели нигде не отличается от награды SFT-модели и на тысячную балла",
+            "Награда WARP-модели нигде не отличается от награды SFT-модели и на 0,001",
             all(abs(one["reward_difference"]["mean"]) < 1e-3 for one in s.values()),
-            f"в третьем разность с SFT-моделью {gain[third]}, в четвёртом {gain[fourth]} балла",
+            f"разность с SFT-моделью, баллы: в третьем {gain[third]}, в четвёртом {gain[fourth]}",
         )
     return pd.DataFrame(verdicts, columns=["Утверждал исходный отчёт", "У нас", "В одном обучении"])
 

@@ -86,7 +86,7 @@ def parameters_table(params: Mapping[str, Any]) -> pd.DataFrame:
         "Бейзлайн": {"none": "нет", "loo": "leave-one-out"}[params["baseline"]],
         "Якорь": {"ema": "EMA политики", "sft": "SFT-модель"}[params["anchor"]],
         "Seed запусков": "один на всех" if params["shared_run_seed"] else "у каждого свой",
-        "Точность обучения": params["precision"],
+        "Точность обучения": params["precision"].replace("fp32", "float32"),
     }
     if params["max_kl"]:
         rows["Остановка запуска при KL к якорю больше, нат"] = f"{params['max_kl']:g}"
@@ -172,9 +172,10 @@ def angle_sentence(angles: Rows, shared_run_seed: bool) -> str:
             else "Векторы задач запусков совпадают по направлению"
         )
         return f"{why}: SLERP здесь равен обычному среднему, и слияние ничего не усредняет."
+    ends = dict.fromkeys(f"{number(f(known), 1)}°" for f in (min, max))
+    through = " по итерациям" if len(ends) > 1 else ""
     return (
-        f"Средний угол по группам тензоров — от {number(min(known), 1)}° до "
-        f"{number(max(known), 1)}° по итерациям; в статье углы близки к 90°."
+        f"Средний угол по группам тензоров — {'–'.join(ends)}{through}; в статье углы близки к 90°."
     )
 
 
@@ -194,21 +195,24 @@ def conclusion(summary: Mapping[str, Any], metrics: Rows, params: Mapping[str, A
 
 
 def health(metrics: Rows, params: Mapping[str, Any]) -> list[str]:
-    """A sentence for each run that max_kl ended, or most of whose answers were equal or empty."""
+    """A sentence for each run that max_kl ended, or most of whose answers were equal or empty; of runs
+    that share a seed, for the first."""
     sentences = []
-    for (i, m), rows in sorted(_grouped(metrics, "iteration", "run").items()):
+    shown = [row for row in metrics if row["run"] == 1 or not params["shared_run_seed"]]
+    for (i, m), rows in sorted(_grouped(shown, "iteration", "run").items()):
+        who = f"Запуск {m} итерации {i}"
         for stop in _stops(rows):
             sentences.append(
-                f"Запуск {m} итерации {i} остановлен на шаге {stop['step']}: KL к якорю "
+                f"{who} остановлен на шаге {stop['step']}: KL к якорю "
                 f"{number(stop['kl_anchor'])} ната больше max_kl = {number(params['max_kl'])}; "
                 "взяты веса до последнего обновления."
             )
-        for column, what in (("same", "ответы одинаковы"), ("empty", "ответы пусты")):
+        for column, what in (("same", "одинаковы"), ("empty", "пусты")):
             bad = [row for row in rows if row[column] > MOST]
             if bad and params["batch_size"] > 1:
                 sentences.append(
-                    f"Запуск {m} итерации {i}: с шага {bad[0]['step']} {what} у "
-                    f"{percent(bad[0][column])}\u00a0% батча, политика вырождается."
+                    f"{who}: на шаге {bad[0]['step']} впервые больше половины ответов батча {what} "
+                    f"({percent(bad[0][column])}\u00a0%), политика вырождается."
                 )
     return sentences
 
@@ -258,7 +262,7 @@ def kl_text(summary: Mapping[str, Any]) -> str:
     """Both KLs of an experiment with their errors."""
     return (
         f"KL(sft‖warp) = {estimate_text(summary['kl_sft_warp'])}, "
-        f"KL(warp‖sft) = {estimate_text(summary['kl_warp_sft'])} ната на ответ"
+        f"KL(warp‖sft) = {estimate_text(summary['kl_warp_sft'])} (нат на ответ)"
     )
 
 
@@ -294,8 +298,8 @@ def _coincidence(metrics: Rows, shared_run_seed: bool) -> list[str]:
         else:
             sentences.append(
                 "У каждого запуска свой seed, а значит, свои промпты и ответы, поэтому кривые "
-                "внутри итерации различаются при любом lr (наибольшее расхождение "
-                f"{number(gap, gap)} балла). Разошлись ли веса запусков, показывает угол между "
+                "внутри итерации различаются при любом lr (наибольшее расхождение, "
+                f"баллы: {number(gap, gap)}). Разошлись ли веса запусков, показывает угол между "
                 "векторами задач."
             )
     if shared_run_seed and any(row["iteration"] > 1 for row in metrics):
@@ -305,7 +309,7 @@ def _coincidence(metrics: Rows, shared_run_seed: bool) -> list[str]:
         how = "почти совпали" if gap <= ALMOST * spread else "различаются"
         sentences.append(
             f"Кривые разных итераций {how}: наибольшее расхождение {number(gap, gap)} при "
-            f"размахе {number(spread, spread)} (баллы) вдоль кривой."
+            f"размахе кривой {number(spread, spread)}, в баллах."
         )
     return sentences
 
@@ -341,14 +345,14 @@ def text_sentence(summary: Mapping[str, Any]) -> str:
     elif is_poorer(summary):
         verdict = "Текст стал заметно однообразнее, награда говорит здесь не всё"
     else:
-        verdict = "Текст"
+        verdict = "Текст похож на ответы SFT-модели"
     return f"{verdict}: {', '.join(facts)}."
 
 
 def _next_step(summary: Mapping[str, Any], metrics: Rows, params: Mapping[str, Any]) -> str:
     steps, warmup_steps = params["steps"], params["warmup_steps"]
     if has_collapsed(summary) or is_poorer(summary) or _larger_kl(summary) > FAR_NATS:
-        return "Шаг слишком велик, lr нужно уменьшить."
+        return "lr слишком велик, его нужно уменьшить."
     if _stops(metrics):
         return "Обучение остановил max_kl; нужен меньший lr или больший предел."
     if not has_moved(summary) and warmup_steps > steps:
@@ -358,8 +362,5 @@ def _next_step(summary: Mapping[str, Any], metrics: Rows, params: Mapping[str, A
             "без прогрева."
         )
     if not has_moved(summary):
-        return "Шаг слишком мал, чтобы за T шагов что-то выучить; нужен больший lr."
-    return (
-        "Политика сдвинулась, и текст не выродился; о награде по одному обучению судить нельзя, нужно "
-        "несколько обучений."
-    )
+        return "lr слишком мал, чтобы за T шагов что-то выучить."
+    return "Текст не выродился; о награде по одному обучению судить нельзя, нужно несколько."

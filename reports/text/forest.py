@@ -6,7 +6,7 @@ from typing import Any
 
 from reports.text.svg import COLORS, QUIET
 from reports.text.verdicts import MAIN, MARKS, SMALL, Verdict
-from reports.text.words import decimal, lowered, number, unbroken
+from reports.text.words import decimal, number, unbroken
 
 # Of a row, in its units: height, width, margin beside what is drawn.
 ROW, WIDTH, EDGE = 22, 160, 6
@@ -65,7 +65,7 @@ def _row(v: Verdict, reach: float, short: bool) -> str:
     if short:
         name = f'<a href="#study_{v.study.name}">{name}</a>'
     else:
-        about = f"{v.comparison.source}; ожидалось: {lowered(v.comparison.hypothesis)}"
+        about = f"{v.comparison.source}; ожидание: «{v.comparison.hypothesis}»"
         name += f"<small>{html.escape(unbroken(about))}</small>"
     said = html.escape(v.effect)
     head = f'<svg class="row" viewBox="0 0 {WIDTH} {ROW}" role="img" aria-label="{said}">'
@@ -99,8 +99,8 @@ def _interval(v: Verdict, reach: float) -> list[str]:
 
 def caption(found: Sequence[Verdict]) -> str:
     """What `table` of them shows."""
-    said = "Ромб и черта — среднее и 95 % интервал разностей между обучениями, парных по seed, точки — "
-    said += "обучения; закрашена сторона, которую утверждение обещает."
+    said = "Ромб и черта — среднее и 95 % ДИ по обучениям (стороны сравнения взяты с одним seed), точки — "
+    said += "обучения; закрашены значения, которых требует утверждение."
     if any(v.comparison.expected.startswith("not") for v in found):
         said += f" «Не ниже» и «не выше» — с допуском {decimal(SMALL)} балла."
     measures = {v.comparison.measure for v in found}

@@ -52,9 +52,9 @@ def front_conclusion(summary: Mapping[str, Any]) -> list[str]:
     grows = all(a["kl"]["mean"] <= b["kl"]["mean"] for a, b in itertools.pairwise(front))
     sentences = [
         f"KL {'растёт с η' if grows else 'с η растёт не всюду'} и при {eta_text(end['eta'])} равна "
-        f"{estimate_text(end['kl'])} ната на ответ.",
+        f"{estimate_text(end['kl'])} (нат на ответ).",
         f"От SFT-модели до {eta_text(end['eta'])} награда меняется на "
-        f"{estimate_text(end['gain'])} балла ({ONE_TRAINING}).",
+        f"{estimate_text(end['gain'])} (баллы; {ONE_TRAINING}).",
     ]
     same = all(p["reward"] == runs[0]["reward"] and p["kl"] == runs[0]["kl"] for p in runs[1:])
     if same and len(runs) > 1:
@@ -67,7 +67,7 @@ def front_conclusion(summary: Mapping[str, Any]) -> list[str]:
         above = run["front_above"]
         sentences.append(
             f"Запуск {run['run']}: награда фронта при той же KL минус его награда — "
-            f"{estimate_text(above)} балла ({ONE_TRAINING})."
+            f"{estimate_text(above)} (баллы; {ONE_TRAINING})."
             if above
             else f"Запуск {run['run']}: его KL лежит за концами фронта, сравнить награды нельзя."
         )

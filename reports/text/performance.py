@@ -21,7 +21,7 @@ PARTS = {  # of a step, in their order
 }
 PRECISIONS = {"fp32": "float32", "bf16": "bf16"}
 MODES = {"pair": "два запуска одновременно", "alone": "один запуск"}
-PEERS = {"pair": "двух TRL одновременно", "alone": "одного TRL"}
+PEERS = {"pair": "двух запусков TRL одновременно", "alone": "одного запуска TRL"}
 STEP_TARGET = 2.0  # times TRL's speed, of one run in float32
 FLOOR_TARGETS = {"step": 1.7, "decode": 2.5}  # times the floor
 MERGE_TARGET, DIFFERENCE_TARGET = 8.0, 1e-6  # times mergekit's speed, of the policy; of weights
@@ -39,7 +39,7 @@ def machine_text(results: Results) -> str:
         f"Измерено {day}.{month}.{year}: {where}, потоков: {machine['threads']}, torch "
         f"{machine['torch']}, Python {machine['python']}. Пиковая производительность: "
         f"float32 {alone:.0f}\u00a0Гфлоп/с одним процессом на всех ядрах, по "
-        f"{beside:.0f} у двух процессов рядом; bf16 {number(peaks['bf16'], 1)}."
+        f"{beside:.0f} у двух процессов рядом; bf16 — {peaks['bf16']:.0f}\u00a0Гфлоп/с."
     )
 
 
@@ -77,7 +77,7 @@ def steps_table(results: Results) -> pd.DataFrame:
                 )
             )
     return pd.DataFrame(
-        rows, columns=["Медиана (от–до)", "TRL, с на шаг запуска", "мы, с", "Быстрее TRL, раз"]
+        rows, columns=["Режим", "TRL, с на шаг запуска", "мы, с", "Быстрее TRL, раз"]
     )
 
 
@@ -222,16 +222,16 @@ def conclusion(results: Results) -> list[str]:
     if "bf16" not in steps["rounds"]:
         slow, full = (number(steps["peaks"][key], 1) for key in ("bf16", "fp32"))
         lines.append(
-            f"- bf16 не сравнивался: процессор умножает его не быстрее float32 ({slow} и {full} "
-            "Гфлоп/с)."
+            f"- bf16 не сравнивался: умножение матриц в нём здесь не быстрее, чем во float32 ({slow} и "
+            f"{full} Гфлоп/с)."
         )
     for mode, name in MODES.items():
         rows = {row["part"]: row for row in floor_rows(results, mode)}
         for part, target in FLOOR_TARGETS.items():
             what, ratio = PARTS.get(part, "весь шаг"), rows[part]["ratio"]
             line(
-                f"{name.capitalize()}, {what}: {_short(ratio)} нижней границы",
-                f"не больше {_short(target)}",
+                f"{name.capitalize()}, {what}: в {_short(ratio)} раза дольше нижней границы",
+                f"не больше чем в {_short(target)} раза",
                 ratio <= target,
             )
     for case, target in ((merge["policy_2"], MERGE_TARGET), (merge["large_2"], None)):

@@ -9,7 +9,7 @@ import pandas as pd
 
 from reports.text.experiment import REPETITION_COLLAPSED
 from reports.text.statistics import scaled, value
-from reports.text.words import number
+from reports.text.words import estimate_text, number
 
 Row = Mapping[str, Any]
 # Of θ_sft's words an answer, and of its share of different pairs: below that the text is gone.
@@ -56,7 +56,7 @@ def grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Ro
 def policies_table(rows: Sequence[Row]) -> pd.DataFrame:
     """A row a policy: mean over trainings ± the error between them, and how many they are."""
     measures = {"reward": 2, "kl": 2, "judge": 2, "length": 1, "repetition": 1, "distinct_pairs": 1}
-    names = ["Награда", "KL, нат", "VADER", "Слов", "Повторы, %", "Разных пар, %"]
+    names = ["Награда", "KL, нат", "VADER", "Слов", "Повторы, %", "Различных пар слов, %"]
     table = []
     for name, of_policy in grouped(rows, policy_name).items():
         cells = []
@@ -78,9 +78,9 @@ def mean_text(values: Sequence[float], places: int) -> str:
         return number(mean, exact)
     apart = min(values) < max(values)  # else a deviation is of rounding alone
     error = float(np.std(values, ddof=1)) / len(values) ** 0.5 if apart else 0.0
+    if 0 < error < exact / 20:
+        return estimate_text({"mean": mean, "stderr": error})
     exact = exact if any(values) else 0.0
-    while 0 < error < exact / 20:
-        exact /= 10
     return f"{number(mean, exact)}\u00a0±\u00a0{number(error, exact)}"
 
 
@@ -94,28 +94,28 @@ def collapse_sentence(rows: Sequence[Row]) -> list[str]:
     gone = [row for row, fault in zip(trained, faults, strict=True) if fault]
     if not gone:
         return []
-    how = [f"у {n} {fault}" for fault, n in Counter(filter(None, faults)).items()]
-    names = {"reward": "награда", "judge": "оценка VADER"}
+    how = [f"у {n} — {fault}" for fault, n in Counter(filter(None, faults)).items()]
+    names = {"reward": ("награда", " балла"), "judge": ("оценка VADER", "")}
     judges = {k: name for k, name in names.items() if all(k in row for row in [sft, *gone])}
     told = []
-    for measure, name in judges.items():
+    for measure, (name, unit) in judges.items():
         ends = [number(f(value(row, measure) for row in gone), 0.1) for f in (min, max)]
         range_ = ends[0] if ends[0] == ends[1] else f"от {ends[0]} до {ends[1]}"
-        told.append(f"{name} — {range_} (у SFT-модели {number(value(sft, measure), 0.1)})")
+        told.append(f"{name} — {range_}{unit} (у SFT-модели {number(value(sft, measure), 0.1)})")
     fooled = [all(value(row, k) > value(sft, k) for k in judges) for row in gone]
-    blind = ": выше, чем у SFT-модели, могут быть обе" if any(fooled) and len(judges) > 1 else ""
+    blind = "; бывает, что обе выше, чем у SFT-модели" if any(fooled) and len(judges) > 1 else ""
     many = "политики" if len(gone) % 10 == 1 and len(gone) % 100 != 11 else "политик"
     return [
         f"Текст выродился у {len(gone)} {many} из {len(trained)}: {', '.join(how)}. "
-        f"Их {', '.join(told)}{blind}."
+        f"При этом {', '.join(told)}{blind}."
     ]
 
 
 def _fault(row: Row, sft: Row) -> str:
     """What a text that is gone has become; empty where it is not."""
     if value(row, "length") < LEFT * value(sft, "length"):
-        return "слов втрое меньше, чем у SFT-модели, или нет совсем"
+        return "слов более чем втрое меньше, чем у SFT-модели, или нет совсем"
     if value(row, "repetition") > REPETITION_COLLAPSED:
-        return "больше половины слов — повторы"
+        return "больше половины слов повторяется"
     few = value(row, "distinct_pairs") < LEFT * value(sft, "distinct_pairs")
-    return "втрое меньше различных пар слов" if few else ""
+    return "доля различных пар слов более чем втрое меньше" if few else ""

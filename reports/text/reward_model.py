@@ -45,8 +45,8 @@ def calibration_sentence(rows: Sequence[Mapping[str, float]]) -> str:
     )
     growth, worth = (number(upper[-1][key] - upper[0][key], 0.1) for key in ("reward", "rating"))
     return (
-        f"На предложениях с наградой выше медианной модель {how} балла; от шестой десятой доли к "
-        f"последней награда растёт на {growth}, а оценка людей — на {worth} балла."
+        f"На предложениях с наградой выше медианной модель {how} балла; от шестого дециля к "
+        f"десятому награда растёт на {growth}, а оценка людей — на {worth} балла."
     )
 
 

@@ -60,14 +60,14 @@ def deviations_table(base: Mapping[str, Any], studies: Mapping[str, Any]) -> pd.
     """
     here = {"policy": "SmolLM2-135M-Instruct", "reward": "MiniLM-L6, оценки людей"}
     ours = _texts(base) | here | {"lr": "10⁻⁶, 10⁻³, 10⁻⁴", "warmup_steps": "100 или нет"}
-    ours |= {"differ": "ничем; контроль — seed", "trainings": "1 и 5 (исследование)"}
+    ours |= {"differ": "ничем; в контроле — значением seed", "trainings": "1 и 5 (исследование)"}
     of_studies = _texts(studies) | here
     of_studies |= {"iterations": "1 (до 4)", "runs": "1–5", "steps": f"{studies['steps']} (до 240)"}
     eta = f"{decimal(studies['eta'])} (от 0,3 до 0,8); у фронта от 0 до 2"
     of_studies |= {"eta": eta, "beta": f"{decimal(studies['beta'])} (от 0 до 0,2)"}
     of_studies |= {
         "mu": f"{decimal(studies['mu'])} (от 0,01 до 0,2)",
-        "differ": "seed: промптами и ответами",
+        "differ": "значением seed: промптами и ответами",
         "trainings": "3 или 5",
     }
     columns = (PAPER, SEED_REPORT, ours, of_studies)

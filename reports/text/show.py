@@ -48,7 +48,8 @@ def figure(
     caption = words.unbroken(caption)
     panels = [panels] if isinstance(panels, Axes | Figure | str) else panels
     figures = [figure_of(panel) if isinstance(panel, Axes) else panel for panel in panels]
-    drawn = [each if isinstance(each, str) else svg_text(each, caption) for each in figures]
+    name = REFERENCE.sub("", caption)
+    drawn = [each if isinstance(each, str) else svg_text(each, name) for each in figures]
     about = {"kind": "figure", "label": label, "caption": caption, "panels": drawn}
     about |= {"csv": csv_text(data), "made_by": made_by, "half": half}
     shown = {MIME: about, "text/html": _html("".join(drawn), caption), "text/plain": caption}

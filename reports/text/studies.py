@@ -24,11 +24,11 @@ def question(study: Study, rows: Sequence[Row]) -> str:
     devices, precisions = (
         ", ".join(sorted({row[key] for row in rows})) for key in ("device", "precision")
     )
-    many, missing = f"Обучений: {len(study.seeds)}, политик: {asked}", ""
+    many, missing = f"Обучений: {len(study.seeds)}, политик, считая каждый seed: {asked}", ""
     if len(rows) < asked:
-        many = f"Готово политик: {len(rows)} из {asked}"
+        many = f"Готово политик, считая каждый seed: {len(rows)} из {asked}"
         missing = f" Остальные вычисляет `make study NAME={study.name}`; показаны готовые."
-    many += f"; у каждой {rows[0]['reward']['n']} отложенных промптов"
+    many += f"; отложенных промптов: {rows[0]['reward']['n']}"
     return f"{study.claim} {many}; {devices}, {precisions.replace('fp32', 'float32')}.{missing}"
 
 
@@ -39,8 +39,9 @@ def further_tables(study: Study, rows: Sequence[Row]) -> dict[str, tuple[str, pd
         tables["lemmas"] = ("Леммы статьи на настоящих весах, по обучениям.", lemmas_table(rows))
     if study.name == "iterations":
         tables["cost"] = (
-            "Цена обучения, минуты, медиана по обучениям: всего и самой долгой цепочки запусков, сколько "
-            "длилось бы обучение на отдельных машинах. Измерено на двух ядрах, занятых двумя запусками.",
+            "Время обучения, мин (медиана по обучениям): суммарное и у самой долгой цепочки запусков — "
+            "столько длилось бы обучение на отдельных машинах. Измерено на двух ядрах, занятых двумя "
+            "запусками.",
             cost_table(rows),
         )
     return {label: each for label, each in tables.items() if len(each[1])}
@@ -65,8 +66,8 @@ def cost_sentence(rows: Sequence[Row]) -> list[str]:
     if merged is None or alone is None:
         return []
     return [
-        f"Самый долгий из четырёх запусков, а столько длилось бы обучение на отдельных машинах, занимает "
-        f"{number(merged, 1)} мин, один запуск вчетверо длиннее — {number(alone, 1)} мин (медианы по "
+        f"На отдельных машинах обучение четырёх запусков заняло бы {number(merged, 1)} мин (столько длится "
+        f"самый долгий), один запуск вчетверо длиннее занимает {number(alone, 1)} мин (медианы по "
         "обучениям; [@study_iterations:cost])."
     ]
 
@@ -104,13 +105,17 @@ def lemmas_table(rows: Sequence[Row]) -> pd.DataFrame:
     pairs = [row["geometry"] for row in two if row["what"] == "slerp" and row["lam"] is None]
     angles, cosines = [pair["angle"][1] for pair in pairs], [pair["cosine"] for pair in pairs]
     add(
-        "Угол между векторами задач двух запусков, °", "около 90", angles, lambda a: 80 < a < 100, 1
+        "Угол между векторами задач двух запусков, °",
+        "около 90 (±10)",
+        angles,
+        lambda a: 80 < a < 100,
+        1,
     )
     add("Косинус их полных весов", "больше 0,999", cosines, lambda c: c > 0.999, 0.001)
     slerp = [_norm(r) / float(np.mean(_run_norms(r))) for r in two if r["what"] == "slerp"]
-    add("Норма SLERP к средней норме запусков", "1", slerp, lambda x: abs(x - 1) < 0.05)
+    add("Норма SLERP к средней норме запусков", "1 (±0,05)", slerp, lambda x: abs(x - 1) < 0.05)
     lerp = [_norm(r) / _lerp_norm(r) for r in two if r["what"] == "lerp"]
-    add("Норма LERP к формуле леммы", "1", lerp, lambda x: abs(x - 1) < 0.05)
+    add("Норма LERP к формуле леммы", "1 (±0,05)", lerp, lambda x: abs(x - 1) < 0.05)
     bound = [value(r, "kl") / k for r in two if r["what"] == "lerp" and (k := _mixed_kl(r, rows))]
     add("KL(LERP) к средней KL запусков", "не больше 1", bound, lambda x: x <= 1)
     return pd.DataFrame(table, columns=["Величина", "По статье", "Измерено", "Верно"])

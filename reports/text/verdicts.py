@@ -58,12 +58,12 @@ MAIN = {  # comparisons that the report begins with, in a few words
     "four_iterations_against_one": "WARP (I = 4, M = 2) выше LITI одного, шагов поровну",
     "four_against_one": "4 слитых выше LITI одного, шагов поровну",
     "two_against_one": "2 слитых выше LITI одного, шагов поровну",
-    "front_above_runs": "4 слитых выше одного из них (шагов ×4)",
-    "second_iteration": "2-я итерация выше первой (шагов ×2)",
+    "front_above_runs": "4 слитых выше LITI первого из них (шагов ×4)",
+    "second_iteration": "2-я итерация выше 1-й (шагов ×2)",
     "liti_above_trajectory": "LITI выше траектории того же запуска",
     "slerp_above_lerp": "SLERP выше LERP при λ = 0,5 *",
     "slerp_above_lerp_at_equal_kl": "SLERP выше LERP",
-    "ema_above_sft": "Якорь EMA выше якоря SFT",
+    "ema_above_sft": "С якорем EMA выше, чем с якорем SFT",
 }
 MARKS = {HOLDS: "✓", LITTLE: "✓", REFUTED: "✗", ALIKE: "≈", UNKNOWN: "?", NONE: "…"}
 AT = 3, 6, 9, 12  # nats, at which curves are compared one by one
@@ -142,17 +142,18 @@ class Verdict:
 
     @property
     def unlike(self) -> str:
-        """«, но без поправки −0,17 [−0,28; −0,07] при KL 9»: where two that are alike on average are not,
-        beyond the margin; empty where they are, and of another verdict."""
+        """«, но без поправки на число сравнений при KL 9 нат −0,17 балла [−0,28; −0,07]»: where two
+        that are alike on average are not, beyond the margin; empty where they are, and of another
+        verdict."""
         if self.word != ALIKE:
             return ""
         told = [
-            f"{there.effect_alone} при KL {kl}"
+            f"при KL\u00a0{kl} {nats(kl)} {there.effect}"
             for kl, there in self.along.items()
             if abs(there.between["mean"]) > SMALL
             and there.between["low"] * there.between["high"] > 0
         ]
-        return f", но без поправки {', '.join(told)}" if told else ""
+        return f", но без поправки на число сравнений {', '.join(told)}" if told else ""
 
     @property
     def n(self) -> str:
@@ -193,7 +194,7 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """The verdict, the claim, and what it rests on."""
-        word = "стороны неразличимы" if self.word == ALIKE else self.word
+        word = "не подтверждается (неразличимо)" if self.word == ALIKE else self.word
         said = f"**{word[0].upper()}{word[1:]}**: «{self.comparison.claim}»"
         if not self.between:
             return f"{said} ({self.effect})."
@@ -272,7 +273,7 @@ def _trainings(asked: Sequence[tuple[int | None, Any]], keys: Mapping[str, Any])
 
 def claims_table(found: Sequence[Verdict]) -> pd.DataFrame:
     """A row a claim: where it is from, what was expected before it was computed, what came."""
-    columns = ["Утверждение", "Откуда", "Ожидалось", "Разность [95\u00a0% ДИ]", "При KL, нат"]
+    columns = ["Утверждение", "Откуда", "Ожидание", "Разность [95\u00a0% ДИ]", "При KL, нат"]
     return pd.DataFrame([_claim(v) for v in found], columns=[*columns, "Обучений", "p", "Вердикт"])
 
 

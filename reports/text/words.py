@@ -77,7 +77,9 @@ def lowered(text: str) -> str:
 def unbroken(text: str) -> str:
     """Equations and units that do not break over lines, nor does a line begin with a dash."""
     text = re.sub(r"(?<=[\wα-ωΑ-Ω]) ([=<>±]) (?=[\d−(\w])", "\u00a0\\1\u00a0", text)
-    text = re.sub(r"(?<=\d) (?=[а-яё%])|(?<=\bиз) (?=\d)", "\u00a0", text)  # 16 ответов, 2 из 5
+    text = re.sub(r"(?<=\d) (?=[а-яё%]|[КМГТ]Б\b)", "\u00a0", text)  # 16 ответов, 24 ГБ
+    text = re.sub(r"(\b(?:из|рис\.|KL|шаг)) (?=\d)", "\\1\u00a0", text)  # 2 из 5, рис. 4b
+    text = text.replace("п. п.", "п.\u00a0п.")
     return text.replace(" — ", "\u00a0— ").replace("обучений: ", "обучений:\u00a0")
 
 

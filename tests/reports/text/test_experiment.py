@@ -28,7 +28,7 @@ def test_conclusion_gives_the_difference_as_that_of_one_training_and_judges_noth
 def test_conclusion_does_not_trust_the_reward_of_collapsed_text(broken):
     text = said(summary(difference=2.0, **broken))
     assert "выродился, награде здесь верить нельзя" in text
-    assert "lr нужно уменьшить" in text
+    assert "lr слишком велик, его нужно уменьшить" in text
     assert ("пустых ответов 80,0\u00a0%" in text) == ("empty" in broken)
 
 
@@ -36,9 +36,11 @@ def test_conclusion_does_not_trust_the_reward_of_collapsed_text(broken):
 def test_conclusion_does_not_call_text_whole_that_repeats_itself(poorer):
     text = said(summary(difference=2.0, **poorer))
     assert "стал заметно однообразнее" in text
-    assert "lr нужно уменьшить" in text
+    assert "lr слишком велик, его нужно уменьшить" in text
     assert "как у SFT-модели" not in text
-    assert "Текст: слов в ответе" in said(summary(difference=2.0, repetition=0.09, pairs=0.8))
+    assert "Текст похож на ответы SFT-модели: слов в ответе" in said(
+        summary(difference=2.0, repetition=0.09, pairs=0.8)
+    )
 
 
 def test_runs_that_share_a_seed_coincide_by_construction_and_that_is_no_finding():
@@ -51,7 +53,7 @@ def test_runs_that_share_a_seed_coincide_by_construction_and_that_is_no_finding(
 def test_curves_of_runs_with_seeds_of_their_own_are_compared():
     apart = SAME | {(1, 2): [0.0, 1.0, 2.5]}
     text = said(summary(), apart, OWN_SEEDS)
-    assert "различаются при любом lr (наибольшее расхождение 0,50 балла)" in text
+    assert "различаются при любом lr (наибольшее расхождение, баллы: 0,50)" in text
     assert "совпали полностью, хотя seed у каждого свой" in said(summary(), SAME, OWN_SEEDS)
     assert "Кривые запусков" not in said(summary(), {(1, 1): [0.0, 1.0, 2.0]}, OWN_SEEDS)
 
@@ -72,7 +74,7 @@ def test_a_run_that_hardly_moved_is_told_what_to_change():
     warmed = PARAMS | {"warmup_steps": 30}
     assert "lr дошёл лишь до 10\u00a0% заданного" in said(still, params=warmed)
     assert "без прогрева" in said(still, params=warmed)
-    assert "нужен больший lr" in said(still)
+    assert "lr слишком мал" in said(still)
 
 
 def stopped_at(step):
@@ -93,8 +95,11 @@ def test_a_run_that_was_stopped_or_collapsed_is_told():
     second["same"] = third["same"] = 0.75
     third["empty"] = 0.625
     (same, empty) = experiment.health(rows, OWN_SEEDS)
-    assert "Запуск 2 итерации 2: с шага 2 ответы одинаковы у 75,0\u00a0%" in same
-    assert "с шага 3 ответы пусты у 62,5\u00a0%" in empty
+    assert (
+        "Запуск 2 итерации 2: на шаге 2 впервые больше половины ответов батча одинаковы (75,0"
+        in same
+    )
+    assert "на шаге 3 впервые больше половины ответов батча пусты (62,5\u00a0%)" in empty
     assert experiment.health(rows, OWN_SEEDS | {"batch_size": 1}) == []
 
     stopped = stopped_at(2)
@@ -102,7 +107,7 @@ def test_a_run_that_was_stopped_or_collapsed_is_told():
     (stop, same) = experiment.health(stopped, LIMITED)
     assert "Запуск 2 итерации 2 остановлен на шаге 2: KL к якорю 12,50 нат" in stop
     assert "max_kl = 10,00" in stop
-    assert "с шага 2 ответы одинаковы" in same
+    assert "одинаковы" in same
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
@@ -168,7 +173,7 @@ def test_angles_say_what_the_merge_averages():
     assert not experiment.runs_differ(still)
     assert list(experiment.angle_rows(apart).iloc[0]) == [1, 1, "85,5", "85,5", "85,5"]
     assert list(experiment.angle_rows(still).iloc[0]) == [1, 1, "—", "—", "—"]
-    assert "от 85,5° до 85,5°" in experiment.angle_sentence(apart, shared_run_seed=False)
+    assert "тензоров — 85,5°;" in experiment.angle_sentence(apart, shared_run_seed=False)
     assert "Угла нет" in experiment.angle_sentence(still, shared_run_seed=False)
     by_construction = "вектор задачи у них один по построению"
     assert by_construction in experiment.angle_sentence(together, shared_run_seed=True)

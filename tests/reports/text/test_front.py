@@ -13,7 +13,7 @@ def test_front_conclusion_says_when_the_runs_are_one_policy():
     said = " ".join(front.front_conclusion(same))
     assert "совпадают по построению: при общем seed это одна и та же политика" in said
     assert (
-        "награда меняется на 1,000\u00a0±\u00a00,020 балла (ошибка оценки, одно обучение)." in said
+        "награда меняется на 1,000\u00a0±\u00a00,020 (баллы; ошибка оценки, одно обучение)." in said
     )
     alone = front_point("run", 1, 10.0, front_above=estimate(0.0, 0.0))
     said = " ".join(front.front_conclusion({"front": FRONT, "front_runs": [alone]}))
@@ -28,11 +28,11 @@ def test_front_conclusion_compares_each_run_with_the_front_at_its_kl():
     ]
     *_, first, second, third = front.front_conclusion({"front": FRONT, "front_runs": runs})
     assert first.endswith(
-        "Запуск 1: награда фронта при той же KL минус его награда — 0,30\u00a0±\u00a00,10 балла "
-        "(ошибка оценки, одно обучение)."
+        "Запуск 1: награда фронта при той же KL минус его награда — 0,30\u00a0±\u00a00,10 "
+        "(баллы; ошибка оценки, одно обучение)."
     )
     assert "за концами фронта" in second
-    assert "−0,10\u00a0±\u00a00,10 балла (ошибка оценки, одно обучение)" in third
+    assert "−0,10\u00a0±\u00a00,10 (баллы; ошибка оценки, одно обучение)" in third
 
 
 def test_a_front_without_runs_says_nothing_of_them():

@@ -117,11 +117,13 @@ def test_a_resume_is_shown_step_by_step(results):
 def test_the_conclusion_says_what_was_measured_and_which_targets_were_reached(results):
     said = "\n".join(performance.conclusion(results))
     for expected in (
-        "Два запуска одновременно, float32: быстрее двух TRL одновременно в 2,00 (2,00–3,00) раза.",
-        "Один запуск, float32: быстрее одного TRL в 2,00 (1,60–2,50) раза; цель — быстрее в 2,0 "
+        "Два запуска одновременно, float32: быстрее двух запусков TRL одновременно в 2,00 "
+        "(2,00–3,00) раза.",
+        "Один запуск, float32: быстрее одного запуска TRL в 2,00 (1,60–2,50) раза; цель — быстрее в 2,0 "
         "раза: достигнута.",
-        "Один запуск, bf16: медленнее одного TRL в 2,00 (2,00–2,00) раза.",
-        "Один запуск, весь шаг: 6,0 нижней границы; цель — не больше 1,7: не достигнута",
+        "Один запуск, bf16: медленнее одного запуска TRL в 2,00 (2,00–2,00) раза.",
+        "Один запуск, весь шаг: в 6,0 раза дольше нижней границы; цель — не больше чем в 1,7 "
+        "раза: не достигнута",
         "0,54 ГБ: быстрее mergekit в 8,50 (7,00–10,00) раза; цель — быстрее в 8,0 раза: достигнута",
         "Слияние M = 2, 2,00 ГБ: быстрее mergekit в 5,52 (5,52–5,52) раза.",
         "Слияние M = 2, 2,00 ГБ, без запуска обеих программ: быстрее в 5,0 раза.",
@@ -148,7 +150,7 @@ def test_without_the_peers_and_without_fast_bf16(results):
     said = "\n".join(performance.conclusion(results))
     assert "TRL" not in said
     assert "mergekit" not in said
-    assert "умножает его не быстрее float32 (0,9 и 100,0 Гфлоп/с)" in said
+    assert "не быстрее, чем во float32 (0,9 и 100,0 Гфлоп/с)" in said
     assert list(performance.steps_table(results).iloc[0, [1, 3]]) == ["—", "—"]
     assert len(performance.resume_table(results)) == 2
 

@@ -244,8 +244,8 @@ def test_partial_rows_are_shown_and_said(project):
     paper = len(claims.of_paper(found))
     said = claims.counted(found)
     for n in (paper, len(found) - paper):
-        assert f"({n}): подтверждается 0, опровергается 0" in said
-        assert f"ещё не вычислено {n}." in said
+        assert f"({n}): подтверждено — 0, опровергнуто — 0" in said
+        assert f"ещё не вычислено — {n}." in said
 
 
 def test_two_trainings_give_no_verdict_where_three_are_asked_for(project):
@@ -399,7 +399,9 @@ def test_where_two_that_are_alike_on_average_are_not_is_said():
     assert v.word == verdicts.ALIKE
     assert v.unlike == ""
     v = replace(v, curves={k: pair(k) for k in (1, 2, 3)})
-    assert v.unlike == ", но без поправки −0,20 [−0,20; −0,20] при KL 9"
+    assert v.unlike == (
+        ", но без поправки на число сравнений при KL\u00a09 нат −0,20\u00a0балла [−0,20; −0,20]"
+    )
     assert v.sentence.endswith(f"{v.unlike}.")
     assert replace(v, p=0.01).unlike == ""  # told from zero, and of another word
 
@@ -426,7 +428,7 @@ def test_empty_answers_are_not_diverse():
     shares = {"repetition": 0.0, "distinct_pairs": 1.0}
     for length, shown in ((0.023, ["0,0", "0,0"]), (24.0, ["0,0", "100,0"])):
         (cells,) = policies.policies_table([row | shares | {"length": length}]).to_dict("records")
-        assert [cells["Повторы, %"], cells["Разных пар, %"]] == shown
+        assert [cells["Повторы, %"], cells["Различных пар слов, %"]] == shown
 
 
 def test_where_the_text_is_gone_it_is_said():
@@ -439,17 +441,27 @@ def test_where_the_text_is_gone_it_is_said():
     assert policies.collapse_sentence(whole) == policies.collapse_sentence([]) == []
     short, repeating = row(1, -0.04, 0.05, 0.0, 0.02, 1.0), row(1, 1.11, 0.06, 0.95, pairs=0.01)
     (said,) = policies.collapse_sentence([*whole, short])
-    assert said.startswith("Текст выродился у 1 политики из 2: у 1 слов втрое меньше, чем у SFT-")
-    assert "Их награда — −0,04 (у SFT-модели 0,19), оценка VADER — 0,05 (у SFT-модели" in said
+    assert said.startswith(
+        "Текст выродился у 1 политики из 2: у 1 — слов более чем втрое меньше, чем у "
+    )
+    assert (
+        "При этом награда — −0,04 балла (у SFT-модели 0,19), оценка VADER — 0,05 (у SFT-модели"
+        in said
+    )
     (said,) = policies.collapse_sentence(
         [*whole, short, repeating, row(2, 1.0, 0.1, 0.1, pairs=0.2)]
     )
-    assert said.startswith("Текст выродился у 3 политик из 4: у 1 слов втрое меньше, чем у SFT-")
-    assert "у 1 больше половины слов — повторы, у 1 втрое меньше различных пар слов" in said
-    assert "Их награда — от −0,04 до 1,11 (у" in said
+    assert said.startswith(
+        "Текст выродился у 3 политик из 4: у 1 — слов более чем втрое меньше, чем у "
+    )
+    assert (
+        "у 1 — больше половины слов повторяется, у 1 — доля различных пар слов более чем втрое"
+        in said
+    )
+    assert "При этом награда — от −0,04 до 1,11 балла (у" in said
     assert said.endswith("(у SFT-модели 0,15).")  # no single policy deceives both
     (said,) = policies.collapse_sentence([*whole, short, row(2, 2.9, 1.0, 0.96)])
-    assert said.endswith(": выше, чем у SFT-модели, могут быть обе.")
+    assert said.endswith("; бывает, что обе выше, чем у SFT-модели.")
 
 
 def test_every_word_has_its_sentence():
