@@ -7,18 +7,15 @@ import pandas as pd
 from reports.text.verdicts import ALIKE, HOLDS, LITTLE, NONE, REFUTED, SMALL, UNKNOWN, Verdict
 from reports.text.words import decimal, lowered, nats
 
-FRONTS = "при равной KL фронт четырёх слитых запусков"
+FRONTS = "при равной KL фронт четырёх слитых запусков по 30 шагов"
+LONG = "фронта LITI одного запуска на 120 шагов"
 WORTH = {
-    HOLDS: f"**Слияние окупается**: {FRONTS} выше фронта LITI одного запуска вчетверо длиннее каждого из "
-    "них",
-    LITTLE: f"**Слияние окупается, но мало**: {FRONTS} чуть выше фронта LITI одного запуска вчетверо "
-    "длиннее каждого из них",
-    REFUTED: f"**Слияние проигрывает**: {FRONTS} ниже фронта LITI одного запуска вчетверо длиннее каждого "
-    "из них",
+    HOLDS: f"**Слияние окупается**: {FRONTS} выше {LONG}",
+    LITTLE: f"**Слияние окупается, но мало**: {FRONTS} чуть выше {LONG}",
+    REFUTED: f"**Слияние проигрывает**: {FRONTS} ниже {LONG}",
     ALIKE: "**Слияние позволяет обучать параллельно, но не даёт больше награды, чем один запуск с тем же "
-    f"числом шагов**: {FRONTS} неотличим от фронта LITI одного запуска вчетверо длиннее каждого из них",
-    UNKNOWN: f"**Окупается ли слияние, по этим обучениям не сказать**: {FRONTS} против фронта LITI одного "
-    "запуска вчетверо длиннее каждого из них",
+    f"числом шагов**: {FRONTS} неотличим от {LONG}",
+    UNKNOWN: f"**Окупается ли слияние, по этим обучениям не сказать**: {FRONTS} против {LONG}",
     NONE: "**Окупается ли слияние, ещё не вычислено**: четыре слитых запуска и один вчетверо длиннее",
 }
 WHOLE = {
@@ -93,8 +90,7 @@ def headline(found: Sequence[Verdict]) -> list[str]:
         f"{worth}{further}; {whole}.",
         f"{_said(liti, ABOVE)}{_along(liti)}; {lerp}; {anchor}.",
         "**В исходном отчёте слияние ничего не усредняло** (seed у запусков, судя по совпавшим кривым, был "
-        "один), а награда, судя по тому, что у всех моделей она одна с точностью до 10⁻⁵, не зависела от "
-        "текста. "
+        "один), а награда у всех моделей была одной с точностью до 10⁻⁵ и, видимо, не зависела от текста. "
         f"Здесь {fourth}; {longer}.",
     ]
 
@@ -200,21 +196,21 @@ def counted(found: Sequence[Verdict]) -> str:
 
 
 def tally_of_paper(found: Sequence[Verdict]) -> str:
-    """«Утверждения статьи (23): подтверждено — 14, …», without a full stop."""
+    """«Утверждения статьи (23): подтверждено 14, …», without a full stop."""
     paper = of_paper(found)
     return f"Утверждения статьи ({len(paper)}): {_tally(paper)}"
 
 
 def _tally(found: Sequence[Verdict]) -> str:
     n = {word: sum(v.word == word for v in found) for word in SAID}
-    little = f" (из них с малой разностью — {n[LITTLE]})" if n[LITTLE] else ""
+    little = f" (из них с малой разностью {n[LITTLE]})" if n[LITTLE] else ""
     told = [
-        f"подтверждено — {n[HOLDS] + n[LITTLE]}{little}",
-        f"опровергнуто — {n[REFUTED]}",
-        f"неразличимо — {n[ALIKE]}",
-        f"нельзя сказать — {n[UNKNOWN]}",
+        f"подтверждено {n[HOLDS] + n[LITTLE]}{little}",
+        f"опровергнуто {n[REFUTED]}",
+        f"неразличимо {n[ALIKE]}",
+        f"нельзя сказать {n[UNKNOWN]}",
     ]
-    return ", ".join([*told, *([f"ещё не вычислено — {n[NONE]}"] if n[NONE] else [])])
+    return ", ".join([*told, *([f"ещё не вычислено {n[NONE]}"] if n[NONE] else [])])
 
 
 def of_paper(found: Sequence[Verdict]) -> list[Verdict]:

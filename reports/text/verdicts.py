@@ -55,15 +55,15 @@ ORDER = (  # of the report's studies
     "iterations", "liti", "merge", "anchor", "seed_report", "next_step", "text", "sensitivity",
 )  # fmt: skip
 MAIN = {  # comparisons that the report begins with, in a few words
-    "four_iterations_against_one": "WARP (I = 4, M = 2) выше LITI одного, шагов поровну",
+    "four_iterations_against_one": "WARP (I = 4) выше LITI одного, шагов поровну",
     "four_against_one": "4 слитых выше LITI одного, шагов поровну",
     "two_against_one": "2 слитых выше LITI одного, шагов поровну",
-    "front_above_runs": "4 слитых выше LITI первого из них (шагов ×4)",
-    "second_iteration": "2-я итерация выше 1-й (шагов ×2)",
+    "front_above_runs": "4 слитых выше LITI одного, шагов ×4",
+    "second_iteration": "2-я итерация выше 1-й, шагов ×2",
     "liti_above_trajectory": "LITI выше траектории того же запуска",
     "slerp_above_lerp": "SLERP выше LERP при λ = 0,5 *",
     "slerp_above_lerp_at_equal_kl": "SLERP выше LERP",
-    "ema_above_sft": "С якорем EMA выше, чем с якорем SFT",
+    "ema_above_sft": "Якорь EMA выше SFT",
 }
 MARKS = {HOLDS: "✓", LITTLE: "✓", REFUTED: "✗", ALIKE: "≈", UNKNOWN: "?", NONE: "…"}
 AT = 3, 6, 9, 12  # nats, at which curves are compared one by one
@@ -142,18 +142,18 @@ class Verdict:
 
     @property
     def unlike(self) -> str:
-        """«, но без поправки на число сравнений при KL 9 нат −0,17 балла [−0,28; −0,07]»: where two
+        """«, но при KL 9 нат −0,17 [−0,28; −0,07] без поправки»: where two
         that are alike on average are not, beyond the margin; empty where they are, and of another
         verdict."""
         if self.word != ALIKE:
             return ""
         told = [
-            f"при KL\u00a0{kl} {nats(kl)} {there.effect}"
+            f"при KL\u00a0{kl} {nats(kl)} {there.effect_alone}"
             for kl, there in self.along.items()
             if abs(there.between["mean"]) > SMALL
             and there.between["low"] * there.between["high"] > 0
         ]
-        return f", но без поправки на число сравнений {', '.join(told)}" if told else ""
+        return f", но {', '.join(told)} без поправки" if told else ""
 
     @property
     def n(self) -> str:
