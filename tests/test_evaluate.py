@@ -302,3 +302,26 @@ def test_the_planned_effects_are_told_four_times_in_five(n, effect):
     assert np.mean([between_trainings(row)["p"] < 0.05 for row in values]) == pytest.approx(
         0.8, abs=0.05
     )
+
+
+def test_a_batch_draws_the_same_however_long_the_one_before_was(gpt2, monkeypatch):
+    asked = *gpt2, words, ["good film"] * BATCH + ["bad"] * 8
+    whole, sample, lengths = complete(*asked), evaluate.sample, iter([1, 5])
+
+    def cut(policy, tokens, mask, _, *more):
+        return sample(policy, tokens, mask, next(lengths), *more)
+
+    monkeypatch.setattr(evaluate, "sample", cut)
+    other = complete(*asked)
+    assert other.texts[:BATCH] != whole.texts[:BATCH]
+    assert other.texts[BATCH:] == whole.texts[BATCH:]
+
+
+def test_kls_do_not_depend_on_how_many_are_compared_at_once(gpt2, monkeypatch):
+    model, tokenizer = gpt2
+    other = tiny.make_policy("gpt2", len(tokenizer), seed=1)
+    asked = model, tokenizer, words, ["good film", "bad", "so nice", "dull", "poor"]
+    whole = complete(*asked, reference=other).kls
+    assert len(set(whole)) > 1
+    monkeypatch.setattr(evaluate, "LOGITS", 2 * 5 * len(tokenizer))
+    assert complete(*asked, reference=other).kls == pytest.approx(whole, rel=1e-9)

@@ -1,6 +1,8 @@
 """Studies at tiny sizes: their rows, what is shared, what is computed again, what is refused."""
 
 import contextlib
+import copy
+import itertools
 import json
 import os
 import shutil
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -20,13 +23,14 @@ from warp_core.config import load_params
 from warp_core.engine import precision
 from warp_core.engine.local import LocalEngine
 from warp_core.folders import GEOMETRY, geometry
-from warp_core.merge import lerp
+from warp_core.merge import lerp, slerp, task_angles
 from warp_core.store.errors import ConfigError
 from warp_core.store.files import read_json, read_jsonl, write_text
 from warp_core.store.results import Store
 from warp_core.study import config_of, policy_of, run_studies, run_study, wanted
 from warp_core.train import Run
 from warp_core.warp import Experiment
+from warp_core.world.models import load_policy, weights_of
 from warp_core.world.studies import Point, Study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -462,3 +466,61 @@ def test_every_study_of_the_project_at_tiny_sizes(made):
     e = Experiment(config_of(studies[STUDIES.index(ROOT / "params/study_liti.yaml")], "ema", 1))
     assert store().has(e.rl_run(e.theta_sft, 1, 1))
     assert computed < sum(len(rows) for rows in tables)
+
+
+def test_policies_of_later_iterations_are_merged_from_their_own_start(made):
+    """And the front's η leads from θ_sft, whatever the iteration; an EMA is not its policy."""
+    arms = {"twice": {"iterations": 2, "runs": 2, "eta": 0.5}, "sft": {"anchor": "sft", "steps": 4}}
+    study, there = made(arms=arms, policies=[{"arm": "twice"}]), Store(study_module.STORE)
+
+    def weights(arm, **point):
+        e = Experiment(config_of(study, arm, 1))
+        task, _ = policy_of(e, Point(arm=arm, **{"eta": 1.0} | point))
+        assert not e.engine.compute(there, [task], [task, e.theta_sft])
+        return load_file(there.weights(task) / "model.safetensors")
+
+    def same(got, wanted):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
+
+    theta_sft = Experiment(config_of(study, "twice", 1)).theta_sft
+    there.make(theta_sft)
+    start = sft = load_file(there.weights(theta_sft) / "model.safetensors")
+    for i in (1, 2):
+        runs = [weights("twice", what="run", iteration=i, m=m) for m in (1, 2)]
+        end = weights("twice", what="slerp", iteration=i, m=2)
+        same(end, slerp(start, runs))
+        assert max((end[n] - w).abs().max() for n, w in lerp(start, runs).items()) > 1e-4
+        half = weights("twice", what="slerp", iteration=i, m=2, eta=0.5)
+        same(half, {n: (sft[n] + w) / 2 for n, w in end.items()})
+        start = {n: (start[n] + w) / 2 for n, w in end.items()}  # LITI
+    same(weights("twice", what="warp"), start)
+    policy, ema = (weights("sft", what=what, iteration=1, m=1, t=4) for what in ("run", "ema"))
+    far, near = (sum(((w[n] - sft[n]) ** 2).sum() for n in sft) for w in (policy, ema))
+    assert 0 < near < far
+
+
+def test_geometry_by_hand(policy_folders, tmp_path):
+    """Angles of the runs without their merge, in degrees; dot products; the least cosine of weights."""
+    body, tokenizer = load_policy(str(policy_folders("gpt2")))
+    start, models = weights_of(body), [copy.deepcopy(body) for _ in range(3)]
+    for seed, model in enumerate(models):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    places = [tiny.save(m, tokenizer, tmp_path / f"{k}") for k, m in enumerate(models)]
+    (tmp_path / "out").mkdir()
+    geometry(tmp_path / "out", policy_folders("gpt2"), places)
+    found = read_json(tmp_path / "out" / GEOMETRY)
+
+    of = [weights_of(model) for model in models]
+    angles = [group[0, 1].item() for group in task_angles(start, of[:2]).values()]
+    wanted = np.degrees([min(angles), np.mean(angles), max(angles)]).tolist()
+    assert found["angle"] == pytest.approx(wanted, abs=1e-4)
+    names = [name for name, _ in body.named_parameters()]  # tied weights once
+    whole = [torch.cat([w[n].double().flatten() for n in names]) for w in (start, *of)]
+    deltas = [w - whole[0] for w in whole[1:]]
+    gram = [[float(a @ b) for b in deltas] for a in deltas]
+    np.testing.assert_allclose(found["gram"], gram, rtol=1e-4, atol=1e-4)
+    cosines = [float(a @ b / a.norm() / b.norm()) for a, b in itertools.combinations(whole, 2)]
+    assert found["cosine"] == pytest.approx(min(cosines), abs=1e-6)

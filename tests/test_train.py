@@ -18,13 +18,13 @@ import torch
 from warp_core import folders, train
 from warp_core.config import Training
 from warp_core.engine.tape import taped
-from warp_core.rollout import Rollout
+from warp_core.rollout import Rollout, sample
 from warp_core.store.checkpoint import Checkpoint
 from warp_core.store.errors import TrainingError
 from warp_core.store.files import read_jsonl, seal_json
 from warp_core.train import Run, loo_baseline, warmed_up
 from warp_core.world.inputs import TEXTS
-from warp_core.world.models import load_policy, weights_of
+from warp_core.world.models import encode_prompts, load_policy, weights_of
 from warp_core.world.prompts import prompt_batches
 
 PROMPT = "a b"
@@ -706,3 +706,39 @@ def test_prompt_order_is_that_of_the_seed():
     prompts = [str(k) for k in range(50)]
     first, again, other = (next(prompt_batches(prompts, 50, seed)) for seed in (1, 1, 2))
     assert first == again != other
+
+
+def test_the_penalty_is_of_completions_that_did_not_end(gpt2, monkeypatch):
+    run = run_of(*gpt2, training={"missing_eos_penalty": 0.5})
+    good, end = run.tokenizer("good")["input_ids"][0], run.tokenizer.eos_token_id
+    y = tiny.rollout_of([good], [[good, end], [end], [good] * 5, [good, good, end]], end)
+    monkeypatch.setattr(train, "sample", lambda *_, **__: y)
+    row = run.gradient()
+    assert row["unfinished"] == 0.25
+    wanted = row["reward"] - 0.5 * 0.25 - 0.1 * row["kl_anchor"]
+    assert row["objective"] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_the_baseline_is_of_the_same_prompts_completions(monkeypatch, letters):
+    batch = [[1, 2], [3, 0], [2, 2], [0]]
+    got = step_gradient(monkeypatch, letters, batch, completions_per_prompt=2, baseline="loo")
+    whole = step_gradient(monkeypatch, letters, batch, baseline="loo")
+    pairs = (batch[:2], batch[2:])
+    each = [step_gradient(monkeypatch, letters, pair, baseline="loo") for pair in pairs]
+    wanted = [(a + b) / 2 for a, b in zip(*each, strict=True)]
+    assert_gradients_close(got, wanted)
+    assert sum((a - b).abs().sum() for a, b in zip(whole, wanted, strict=True)) > 0.01
+
+
+def test_completions_are_sampled_at_the_temperature(letters):
+    run, seen = letters_run(letters, 64, temperature=0.5), []
+
+    def reward(texts):
+        seen.extend(texts)
+        return letters_reward(texts)
+
+    run.reward = reward
+    run.gradient()
+    batch = encode_prompts(letters[2], [PROMPT] * 64, torch.device("cpu"))
+    y = sample(letters[0], *batch, 2, [0], torch.Generator().manual_seed(0), 0.5)
+    assert seen == [PROMPT + text for text in y.texts(letters[2])]

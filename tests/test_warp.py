@@ -866,3 +866,13 @@ def test_a_chat_experiment_goes_from_conversations_to_the_front(
     warp_policy = load_policy(str(config.folder / "weights" / "warp"))
     assert stop_tokens(*warp_policy) == [0, 5]
     assert warp_policy[1].chat_template
+
+
+def test_kl_of_sft_is_over_its_own_completions_at_the_temperature(tiny_params):
+    config = WarpConfig(**tiny_params | {"iterations": 1, "temperature": 0.7})
+    summary, e = run_warp(config), Experiment(config)
+    store = Store(config.folder.parent / "store")
+    y = read_completions(store.path(e.of_sft)).rollouts
+    sft, warp = (load_policy(str(p))[0] for p in (config.policy, config.folder / "weights/warp"))
+    wanted = estimate(policy_kl(sft, warp, y, 0.7))
+    assert summary["kl_sft_warp"] == pytest.approx(wanted, rel=1e-4)

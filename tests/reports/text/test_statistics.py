@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from reports.text.statistics import at_equal_kl, curve_of, holm, value
+from reports.text.statistics import at_equal_kl, curve_of, differences, holm, value
+from warp_core.world.studies import Comparison, Point
 
 
 def test_holm_by_hand():
@@ -63,3 +64,28 @@ def test_empty_answers_are_compared_as_those_without_diversity():
     row = {"length": 0.1, "distinct_pairs": 1.0, "reward": {"mean": 0.5}}
     assert (value(row, "distinct_pairs"), value(row, "reward")) == (0.0, 0.5)
     assert value(row | {"length": 18.0}, "distinct_pairs") == 1.0
+
+
+def test_differences_are_ours_less_theirs_of_the_same_seed():
+    def row(seed, what, reward):
+        keys = {"arm": what, "what": what, "iteration": 1, "m": 1, "t": 1, "eta": 1.0}
+        of = {"reward": {"mean": reward}, "judge": {"mean": reward / 10}, "kl": {"mean": 1.0}}
+        point = Point(**keys) if seed else Point()
+        return {"seed": seed, "sft_reward": 0.0, **point.model_dump()} | of
+
+    trained = {1: (3.0, 1.0), 2: (5.0, 4.0), 3: (2.0, 6.0)}  # ours, theirs
+    rows = [row(None, "sft", 0.0) | {"kl": {"mean": 0.0}}]
+    for seed, pair in trained.items():
+        rows += [
+            row(seed, what, reward) for what, reward in zip(("run", "slerp"), pair, strict=True)
+        ]
+    asked = [(row["seed"], Point(**{key: row[key] for key in Point.model_fields})) for row in rows]
+    sides = {"ours": {"what": "run"}, "theirs": {"what": "slerp"}}
+    for changes, wanted in (
+        ({}, [2.0, 1.0, -4.0]),
+        ({"share": 0.5}, [2.5, 3.0, -1.0]),
+        ({"at": "equal_kl"}, [2.0, 1.0, -4.0]),
+        ({"at": "equal_kl", "measure": "judge"}, [0.2, 0.1, -0.4]),
+    ):
+        found = differences(rows, Comparison(**sides, **changes), asked)
+        assert found == pytest.approx(dict(zip(trained, wanted, strict=True)))

@@ -518,3 +518,33 @@ def test_a_study_of_yours_changes_nothing_in_the_report(project):
     mine = load_study(own)
     assert verdicts.family(mine) == [mine]
     assert verdicts.family(every[0]) == every
+
+
+@pytest.mark.parametrize(("expected", "sign"), [("more", 1), ("less", -1)])
+def test_a_row_of_the_forest_lies_on_the_side_of_its_differences(expected, sign):
+    differences = [sign * each for each in (0.2, 0.3, 0.25)]
+    shown = forest.table([verdict(*differences, expected=expected)])
+    dots = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', shown)]
+    assert len(dots) == 3
+    assert all(sign * (x - forest.WIDTH / 2) > 0 for x in dots)
+    ((begin, wide),) = re.findall(r'<rect x="(\d+)" width="(\d+)"', shown)
+    assert all(float(begin) <= x <= float(begin) + float(wide) for x in dots)
+    ((low, high),) = re.findall(r'd="M([\d.]+) 11H([\d.]+)"', shown)
+    assert float(low) < min(dots) < max(dots) < float(high)
+
+
+def test_a_sentence_says_the_side_of_its_verdict():
+    side = {verdicts.HOLDS: 1, verdicts.LITTLE: 1, verdicts.REFUTED: -1}
+    upward = (
+        claims.WORTH,
+        claims.WHOLE,
+        claims.ABOVE,
+        claims.BY_LERP,
+        claims.BY_ANCHOR,
+        claims.LONGER,
+    )
+    for by_word, sign in (*((each, 1) for each in upward), (claims.FOURTH, -1)):
+        for word, of_word in side.items():
+            said, other = ("выше", "ниже") if sign * of_word > 0 else ("ниже", "выше")
+            assert said in by_word[word]
+            assert other not in by_word[word]
