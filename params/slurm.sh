@@ -28,7 +28,8 @@ export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 # Ray sees the machine's memory, not the job's (MB); a fifth of it stays for Ray itself.
 memory=${SLURM_MEM_PER_NODE:+--memory $((SLURM_MEM_PER_NODE * 800000))}
 
-address="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):6379"
+# All of scontrol's lines are read: one that writes behind a closed pipe fails, and the job with it.
+address="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p):6379"
 srun ray symmetric-run --address "$address" --min-nodes "$SLURM_NNODES" \
     --num-cpus "$SLURM_CPUS_PER_TASK" $memory --disable-usage-stats -- \
     env RAY_ADDRESS="$address" papermill notebooks/experiment.ipynb \

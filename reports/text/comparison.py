@@ -115,7 +115,7 @@ def questions(summaries: Summaries, found: Sequence[Verdict]) -> list[str]:
     ]
     here = ""  # what the trainings at hand say of the fourth experiment
     if third and fourth:
-        here = f"в одном обучении прирост {estimate_text(fourth['reward_difference'])} балла"
+        here = f"в одном обучении прирост {estimate_text(fourth['reward_difference'])} балла; "
         poor = " (текст при этом выродился)" if has_collapsed(third) else ""
         gains = [estimate_text(one["reward_difference"]) for one in (third, fourth)]
         lines.append(
@@ -139,18 +139,16 @@ def questions(summaries: Summaries, found: Sequence[Verdict]) -> list[str]:
         "**Становится ли WARP-модель хуже?** Исходный отчёт: в четвёртом эксперименте просела. Наш ответ: "
         f"{_answer(by_name['fourth_is_worse'], here)}.",
         "**Помогут ли большее T и прогрев до 10⁻⁴?** Исходный отчёт: это следующий шаг. Наш ответ: "
-        f"{'; '.join(_answer(by_name[name], what=what) for name, what in asked.items())} "
+        f"{'; '.join(_answer(by_name[name], f'{what}: ') for name, what in asked.items())} "
         "([@study_next_step]).",
     ]
     return [f"- {line}" for line in lines]
 
 
-def _answer(v: Verdict, here: str = "", what: str = "") -> str:
+def _answer(v: Verdict, before: str = "") -> str:
+    """What the trainings say; `before` stands before it where they say nothing yet."""
     if not v.between:
-        said = "; ".join(
-            filter(None, [here, f"по нескольким обучениям ещё не вычислено ({v.effect})"])
-        )
-        return f"{what}: {said}" if what else said
+        return f"{before}по нескольким обучениям ещё не вычислено ({v.effect})"
     said = f"{v.word}, {v.effect}, {v.trainings}"
     return f"«{lowered(v.comparison.claim)}» — {said}"
 

@@ -1,17 +1,16 @@
 """Policies of the studies, from their rows: what they are called, what was measured, whose text is gone."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from reports.text.experiment import REPETITION_COLLAPSED
-from reports.text.statistics import scaled, value
+from reports.text.statistics import Row, scaled, value
 from reports.text.words import estimate_text, number
 
-Row = Mapping[str, Any]
 # Of θ_sft's words an answer, and of its share of different pairs: below that the text is gone.
 LEFT = 1 / 3
 ARMS = {  # of the studies of this project
@@ -69,8 +68,8 @@ def policies_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def mean_text(values: Sequence[float], places: int) -> str:
-    """«1,31 ± 0,08»: mean and standard error over trainings, with more places where the error would be
-    0,00, and with none, «0 ± 0», where nothing moved."""
+    """«1,31 ± 0,08»: mean and standard error over trainings, as powers of ten where the error would
+    be 0,00, and «0 ± 0» where nothing moved."""
     if not values:
         return "—"
     mean, exact = float(np.mean(values)), 10.0 ** (1 - places)

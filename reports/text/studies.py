@@ -1,19 +1,17 @@
 """What a study's section shows beside verdicts and policies: the question, the lemmas, what training
 costs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from reports.text.policies import collapse_sentence, grouped, policy_name
-from reports.text.statistics import fits, value
+from reports.text.statistics import Row, fits, value
 from reports.text.words import number
 from warp_core.study import wanted
 from warp_core.world.studies import Study
-
-Row = Mapping[str, Any]
 
 
 def question(study: Study, rows: Sequence[Row]) -> str:

@@ -22,6 +22,7 @@ from scipy.stats import false_discovery_control
 from reports.text.statistics import (
     SCALES,
     Curve,
+    Row,
     common_roots,
     comparisons,
     curves_of,
@@ -36,7 +37,6 @@ from warp_core.store.files import read_jsonl
 from warp_core.study import digests, wanted
 from warp_core.world.studies import Comparison, Study
 
-Row = Mapping[str, Any]
 ALPHA = 0.05  # corrected p of a comparison that is told from zero
 SMALL = 0.1  # points of reward: an interval within it is of no difference to speak of
 # Trainings that a verdict needs, where the study asks for as many; of a primary comparison.

@@ -101,13 +101,14 @@ def test_a_run_that_was_stopped_or_collapsed_is_told():
     )
     assert "на шаге 3 впервые больше половины ответов батча пусты (62,5\u00a0%)" in empty
     assert experiment.health(rows, OWN_SEEDS | {"batch_size": 1}) == []
+    assert experiment.health(rows, OWN_SEEDS | {"shared_run_seed": True}) == []  # as run 1
 
     stopped = stopped_at(2)
     stopped[-1]["same"] = 0.75
     (stop, same) = experiment.health(stopped, LIMITED)
     assert "Запуск 2 итерации 2 остановлен на шаге 2: KL к якорю 12,50 нат" in stop
     assert "max_kl = 10,00" in stop
-    assert "одинаковы" in same
+    assert "на шаге 2 впервые больше половины ответов батча одинаковы (75,0\u00a0%)" in same
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
