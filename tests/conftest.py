@@ -1,7 +1,9 @@
 """Fixtures: tiny models, tokenizers and prompts on disk, and parameters that point at them."""
 
 import os
+import shutil
 import signal
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: tests ask no hub
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -29,6 +31,18 @@ def one_thread():
 def ctrl_c():
     """As on a terminal: where the tests run in a script's background, SIGINT is ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_temporary_folder():
+    """So that memory that other programs have reserved there decides no test; a short path, for
+    sockets."""
+    folder = tempfile.mkdtemp(prefix="warp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -635,7 +635,6 @@ def test_a_refused_run_creates_nothing(case, tiny_params, two_label_folder, tmp_
 def test_more_runs_than_memory_holds_are_refused_with_the_numbers(
     tiny_params, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(memory, "_outstanding", lambda _: 0)  # of other programs
     config = WarpConfig(**tiny_params | {"workers": 2})
     each, before = Experiment(config).needs.bytes, list(tmp_path.iterdir())
     for there, advice in ((1.5 * each, "workers: 1 fits"), (0.5 * each, "a smaller batch_size")):

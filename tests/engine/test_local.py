@@ -58,7 +58,7 @@ def make(out, what, size, reads, journal, fault, work=None):
     (out / "text").write_text(text.ljust(size))
 
 
-def wait(seconds=60):
+def wait(seconds=300):
     """Not at one stroke: Ray interrupts Python, and no call into the system."""
     for _ in range(10 * seconds):
         time.sleep(0.1)
@@ -183,20 +183,23 @@ def test_a_second_ctrl_c_does_not_wait(task, store, journal):
         threading.Thread(target=interrupt, args=(journal, awaited), daemon=True).start()
     with pytest.raises(Interrupted, match="stopped: task a, task b; all"):
         LocalEngine(2).compute(store, waiting)
-    assert time.monotonic() - start < 40
-    time.sleep(0.5)
     for row in read_jsonl(journal):
-        assert not Path(f"/proc/{row['pid']}/cmdline").exists() or gone(row["pid"])
+        while not gone(row["pid"]):
+            assert time.monotonic() - start < 200
+            time.sleep(0.05)
 
 
 def gone(pid):
-    """Ended, and not waited for yet."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    """Ended, waited for or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def interrupt(journal, awaited, number=signal.SIGINT):
     """A signal to this process alone, once these have been called."""
-    deadline = time.monotonic() + 50
+    deadline = time.monotonic() + 150
     while time.monotonic() < deadline and not {*awaited} <= {*calls(journal)}:
         time.sleep(0.05)
     os.kill(os.getpid(), number)
@@ -209,8 +212,8 @@ def test_a_process_whose_parent_is_gone_before_it_can_ask_ends():
         "end_with_parent({})\ntime.sleep({})"
     )
     start = time.monotonic()
-    orphan = subprocess.run([sys.executable, "-c", program.format(2**22 + 1, 30)])
-    assert (orphan.returncode, time.monotonic() - start < 20) == (1, True)
+    orphan = subprocess.run([sys.executable, "-c", program.format(2**22 + 1, 300)])
+    assert (orphan.returncode, time.monotonic() - start < 200) == (1, True)
     child = subprocess.run([sys.executable, "-c", program.format(os.getpid(), 0.5)])
     assert child.returncode == 0
 
@@ -362,7 +365,6 @@ def test_each_process_has_a_group_of_gpus(task, store, journal, monkeypatch):
     """Whole groups alone; memory is that of all of a group's."""
     monkeypatch.setattr("warp_core.engine.local.visible_gpus", lambda: list("abcde"))
     monkeypatch.setattr("warp_core.engine.memory.available_bytes", lambda: 10)
-    monkeypatch.setattr("warp_core.engine.memory._outstanding", lambda _: 0)  # of other programs
     engine = LocalEngine(needs=Needs(15, 2))
     assert (engine.shown, engine.workers) == (["a,b", "c,d"], 2)
     assert engine.compute(store, [task(what) for what in "xyz"]) == {}
@@ -452,7 +454,7 @@ def keep_then_wait(out, work, passing, journal, **_):
     for _, context in passing:
         with context() as folder:
             (folder / "text").write_text("short")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 150
     while "reader" not in calls(journal) and time.monotonic() < deadline:
         time.sleep(0.05)
     append_jsonl(journal, {"what": "long"})

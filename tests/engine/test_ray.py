@@ -418,7 +418,11 @@ def test_the_slurm_script_begins_a_cluster_and_its_lines_are_sbatchs(tmp_path):
     bin = tmp_path / ".venv/bin"
     bin.mkdir(parents=True)
     said = 'echo "$RAY_AUTH_MODE $(cat "$RAY_AUTH_TOKEN_PATH" | wc -c) $*"'
-    for name, does in (("srun", '"$@"'), ("scontrol", "echo one; sleep 0.3; echo two"), ("ray", said)):
+    for name, does in (
+        ("srun", '"$@"'),
+        ("scontrol", "echo one; sleep 0.3; echo two"),
+        ("ray", said),
+    ):
         (bin / name).write_text(f"#!/bin/bash\n{does}\n")
         (bin / name).chmod(0o755)
     (bin / "python").symlink_to(sys.executable)

