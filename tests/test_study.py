@@ -107,6 +107,15 @@ def test_what_a_longer_run_passes_is_what_a_run_by_itself_gives(made):
                 )
 
 
+def test_an_average_is_of_the_steps_of_its_own_run(made):
+    e = Experiment(config_of(made(), "many", 1))
+    point = Point(arm="many", what="average", iteration=1, m=2, t=[1, 2], eta=1.0)
+    _, averaged = policy_of(e, point)
+    assert [task.name for task in averaged] == [
+        e.rl_run(e.theta_sft, 1, 2, step).name for step in (1, 2)
+    ]
+
+
 def origin_of(where, task):
     return json.loads((where.path(task) / "origin.json").read_text())
 

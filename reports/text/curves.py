@@ -29,6 +29,7 @@ AXES = {
 }
 THIN = "Тонкие линии — отдельные обучения, знаки — средние по ним; в скобках число обучений."
 Keys = Mapping[str, Any]
+PALE: dict[str, Any] = {"linestyle": "", "alpha": 0.35, "markersize": 4}
 
 
 @dataclass
@@ -116,6 +117,27 @@ def curve(
         (drawn,) = ax.plot(a * shift, b, linestyle="", zorder=3, **mark)
         tells(drawn, f"{name}: {number(b, 0.1)} при {decimal(round(a, 2))} (обучений: {n})")
     ax.plot([], [], linewidth=1.8 if len(marks) > 1 else 0, label=label, **style)
+
+
+def trainings(ax: Axes, values: Mapping[float, Sequence[float]], **style: Any) -> None:
+    """A pale mark for each training's value."""
+    for x, of_x in values.items():
+        ax.plot([x] * len(of_x), of_x, **style | PALE)
+
+
+def means(
+    ax: Axes,
+    values: Mapping[float, Sequence[float]],
+    told: Callable[[float], str],
+    label: str = "",
+    **style: Any,
+) -> None:
+    """Means over trainings, joined in the style's line; a mark tells what it is, and its points."""
+    middle = {x: float(np.mean(of_x)) for x, of_x in values.items()}
+    ax.plot([*middle], [*middle.values()], label=label, **style)
+    for x, y in middle.items():
+        (drawn,) = ax.plot(x, y, **{**style, "linestyle": ""})
+        tells(drawn, f"{told(x)}: {number(y, 0.1)} балла")
 
 
 def plane(

@@ -1,6 +1,7 @@
 """The figures of a study, from its rows; and those of all studies that the report begins with."""
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,18 @@ from reports.text.curves import (
     Shown,
     curve,
     data_of,
+    means,
     of_curve,
     plane,
     sft_of,
     style_of,
+    trainings,
     with_sft,
 )
 from reports.text.figures import above, new_axes, root_scale
 from reports.text.policies import grouped, policy_name
-from reports.text.statistics import Row, curve_of, fits, scaled, value
+from reports.text.series import AT_KL, BY_STEPS, above_front, at_one_kl, between_two
+from reports.text.statistics import Row, fits, scaled, value
 from reports.text.studies import moved
 from reports.text.svg import BLACK, QUIET, WHITE, tells
 from reports.text.words import decimal, number
@@ -139,15 +143,10 @@ def over_front(
         methods: style and rows of each.
         whose: front, in the genitive.
     """
-    fronts = {seed: curve_of(of_seed, sft) for seed, of_seed in grouped(front, _seed).items()}
     ax = new_axes(380, 330)
     for style, rows in methods:
-        over = []
-        for row in rows:
-            root, of_seed = value(row, "kl") ** 0.5, fronts.get(row["seed"])
-            if of_seed and root <= of_seed.roots[-1]:
-                over.append({**row, "over": value(row, "reward") - float(of_seed.at(root))})
         axes = (lambda row: value(row, "kl")), (lambda row: row["over"])
+        over = above_front(rows, front, sft)
         curve(ax, over, *axes, "", (value(sft, "kl"), 0.0), **style)
     ax.axhline(0, color=PURPLE if front[0]["what"] == "run" else BLUE, linewidth=1.2)
     root_scale(ax)
@@ -155,44 +154,25 @@ def over_front(
     return ax
 
 
-AT_KL = 4.0  # nats, at which rewards are set against the compute behind them
+LIKE = dict(  # policies that a method of `BY_STEPS` is drawn like
+    zip(
+        BY_STEPS,
+        ({"what": "slerp", "m": 4}, {"what": "slerp", "iteration": 2}, {"what": "run", "t": 120}),
+        strict=True,
+    )
+)
 
 
 def _compute(rows: Sequence[Row]) -> Shown | None:
     """Reward at one KL over the steps of training of all runs."""
-    sft = sft_of(rows)
-    kinds = {
-        "SLERP запусков с одного начала": ("merged", "slerp", "m", 30),
-        "итерации по два запуска": ("iterated", "slerp", "iteration", 60),
-        "один запуск": ("single", "run", "t", 1),
-    }
-    ax, data = new_axes(440, 300), list[dict[str, Any]]()
-    for label, (arm, what, key, steps) in kinds.items():
-        chosen = [row for row in rows if row["arm"] == arm and row["what"] == what]
-        found: dict[int, list[float]] = {}
-        for (seed, at), front in grouped(chosen, _by_seed(key)).items():
-            at *= steps
-            of_front = curve_of(front, sft)
-            if of_front.roots[-1] >= AT_KL**0.5:  # it gets there
-                reward = float(of_front.at(AT_KL**0.5))
-                found.setdefault(at, []).append(reward)
-                data.append({"method": label, "seed": seed, "steps": at, "reward": reward})
-        style: dict[str, Any] = {
-            "slerp": {"color": BLUE, "marker": "o"},
-            "run": {"color": PURPLE, "marker": "D"},
-        }[what]
-        style = {"color": SKY, "marker": "P"} if arm == "iterated" else style
-        for at, rewards in sorted(found.items()):
-            ax.plot([at] * len(rewards), rewards, linestyle="", alpha=0.3, markersize=4, **style)
-            (drawn,) = ax.plot(at, np.mean(rewards), linestyle="", markersize=7, **style)
-            tells(drawn, f"{label}, шагов {at}: {number(float(np.mean(rewards)), 0.1)} балла")
-        if found:
-            means = [(at, np.mean(rewards)) for at, rewards in sorted(found.items())]
-            ax.plot(
-                *zip(*means, strict=True), "-", linewidth=1.2, label=label, markersize=6, **style
-            )
-    if not data:
+    if not (data := at_one_kl(rows, sft_of(rows))):
         return None
+    ax = new_axes(440, 300)
+    for label, of_method in grouped(data, itemgetter("method")).items():
+        rewards = _rewards(of_method, "steps")
+        style = style_of(LIKE[label])
+        trainings(ax, rewards, **style)
+        means(ax, rewards, lambda at, label=label: f"{label}, шагов {at}", label, **style)
     ax.set_xticks(sorted({row["steps"] for row in data}))
     ax.set(
         xlabel="Шагов обучения во всех запусках вместе",
@@ -309,49 +289,25 @@ def _merge(study: Study, rows: Sequence[Row]) -> list[Shown]:
 
 def _over_lambda(rows: Sequence[Row]) -> Shown | None:
     """Reward between two runs, SLERP beside LERP, and their difference paired by training."""
-    of_two = [r for r in rows if r["arm"] == "five" and r["m"] in (1, 2) and r["eta"] == 1.0]
-    ends = {r["seed"]: {} for r in of_two}
-    for row in of_two:
-        if row["what"] == "run":
-            ends[row["seed"]][row["m"]] = row
-    merged = {
-        what: [r for r in of_two if r["what"] == what and r["lam"] is not None]
-        for what in ("slerp", "lerp")
-    }
-    if not all(merged.values()):
+    of_two = [row for row in rows if row["arm"] == "five" and row["eta"] == 1.0]
+    data = between_two(of_two)
+    if len({row["what"] for row in data}) < 2:
         return None
     top, below = new_axes(330, 260), new_axes(330, 260)
-    for what, chosen in merged.items():
-        style, by_lam = style_of({"what": what}), dict[float, list[float]]()
-        for seed, of_seed in grouped(chosen, lambda row: row["seed"]).items():
-            points = {row["lam"]: value(row, "reward") for row in of_seed}
-            points |= {m - 1.0: value(row, "reward") for m, row in ends[seed].items()}
-            ordered = sorted(points.items())
-            top.plot(*zip(*ordered, strict=True), color=style["color"], alpha=0.28, linewidth=0.9)
-            for lam, reward in ordered:
-                by_lam.setdefault(lam, []).append(reward)
-        means = [(lam, float(np.mean(rewards))) for lam, rewards in sorted(by_lam.items())]
-        name = what.upper()
-        top.plot(
-            *zip(*means, strict=True), label=f"{name} ({len(grouped(chosen, _seed))})", **style
-        )
-        for lam, mean in means:
-            (drawn,) = top.plot(
-                lam, mean, linestyle="", marker=style["marker"], color=style["color"]
-            )
-            tells(drawn, f"{name}, λ = {decimal(lam)}: {number(mean, 0.1)} балла")
-    paired, data = dict[float, list[float]](), data_of(of_two, "kl", "reward")
-    lerps = {(row["seed"], row["lam"]): value(row, "reward") for row in merged["lerp"]}
-    for row in merged["slerp"]:
-        if (other := lerps.get((row["seed"], row["lam"]))) is not None:
-            paired.setdefault(row["lam"], []).append(value(row, "reward") - other)
+    for what, of_merge in grouped(data, itemgetter("what")).items():
+        style, name = style_of({"what": what}), what.upper()
+        by_seed = grouped(of_merge, itemgetter("seed"))
+        for of_seed in by_seed.values():
+            line = [(row["lam"], row["reward"]) for row in of_seed]
+            top.plot(*zip(*line, strict=True), color=style["color"], alpha=0.28, linewidth=0.9)
+        label = f"{name} ({len(by_seed)})"
+        rewards = _rewards(of_merge, "lam")
+        means(top, rewards, lambda lam, name=name: f"{name}, λ = {decimal(lam)}", label, **style)
     below.axhline(0, color=QUIET, linewidth=1)
-    for lam, differences in sorted(paired.items()):
-        below.plot([lam] * len(differences), differences, "o", color=BLUE, alpha=0.35, markersize=4)
-        (drawn,) = below.plot(lam, np.mean(differences), "D", color=BLUE, markersize=7)
-        tells(
-            drawn, f"λ = {decimal(lam)}: разность {number(float(np.mean(differences)), 0.1)} балла"
-        )
+    paired = _rewards([row for row in data if "slerp_over_lerp" in row], "lam", "slerp_over_lerp")
+    apart: dict[str, Any] = {"color": BLUE, "marker": "D", "linestyle": "", "markersize": 7}
+    trainings(below, paired, **apart | {"marker": "o"})
+    means(below, paired, lambda lam: f"λ = {decimal(lam)}: разность", **apart)
     top.set(xlabel="λ", ylabel=AXES["reward"], xticks=[0, 0.25, 0.5, 0.75, 1])
     below.set(xlabel="λ", ylabel="SLERP − LERP, баллы", xlim=(0, 1), xticks=[0, 0.25, 0.5, 0.75, 1])
     above(top, columns=2)
@@ -362,8 +318,10 @@ def _over_lambda(rows: Sequence[Row]) -> Shown | None:
     return Shown([top, below], "lambda", caption, data)
 
 
-def _seed(row: Row) -> Any:
-    return row["seed"]
+def _rewards(rows: Sequence[Row], key: str, measure: str = "reward") -> dict[Any, list[float]]:
+    """By the key, ascending, the values of all trainings."""
+    by_key = sorted(grouped(rows, itemgetter(key)).items())
+    return {at: [row[measure] for row in each] for at, each in by_key}
 
 
 def _anchor(study: Study, rows: Sequence[Row]) -> list[Shown]:
@@ -416,10 +374,6 @@ def _next_step(study: Study, rows: Sequence[Row]) -> list[Shown]:
     return [
         Shown(panels, "steps", caption, data_of([sft, *warp], "reward", "kl", "distinct_pairs"))
     ]
-
-
-def _by_seed(key: str) -> Callable[[Row], Any]:
-    return lambda row: (row["seed"], row[key])
 
 
 def _by_arm(x: Mapping[str, int]) -> Callable[[Row], float]:

@@ -60,6 +60,16 @@ def test_a_trajectory_that_comes_back_counts_its_best_policy_of_no_larger_kl():
     assert falls.values == [0.9, 0.8]  # which is no gain
 
 
+def test_a_judges_curve_begins_at_its_score_of_sft_and_counts_the_best_so_far():
+    rows = [
+        {"kl": kl, "reward": 9.0, "judge": judge}
+        for kl, judge in ((4.0, 0.3), (1.0, 0.5), (9.0, 0.7))
+    ]
+    judged = curve_of(rows, {"reward": 8.0, "judge": 0.1}, "judge")
+    assert (judged.of_sft, judged.roots, judged.values) == (0.1, [1, 2, 3], [0.5, 0.5, 0.7])
+    assert judged.at(0.5) == pytest.approx(0.3)
+
+
 def test_empty_answers_are_compared_as_those_without_diversity():
     row = {"length": 0.1, "distinct_pairs": 1.0, "reward": {"mean": 0.5}}
     assert (value(row, "distinct_pairs"), value(row, "reward")) == (0.0, 0.5)

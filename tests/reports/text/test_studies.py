@@ -220,6 +220,19 @@ def test_figures_show_each_curve_with_its_trainings(project):
                 assert "<svg" in svg_text(figure_of(panel), figure.caption)
 
 
+def test_a_drawn_policy_is_the_mean_of_its_trainings():
+    about = {"arm": "merged", "what": "slerp", "iteration": 1, "m": 2, "t": None, "lam": None}
+    rows = [
+        about | {"seed": seed, "eta": 1.0, "kl": {"mean": kl}, "reward": {"mean": reward}}
+        for seed, kl, reward in ((1, 4.0, 1.0), (2, 6.0, 1.5))
+    ]
+    ax = curves.new_axes()
+    axes = (lambda row: row["kl"]["mean"]), (lambda row: row["reward"]["mean"])
+    curves.curve(ax, rows, *axes, "метод", (0.0, 0.0), **curves.style_of({"what": "slerp"}))
+    told = re.findall("SLERP 2: [^<\"]*", svg_text(figure_of(ax), "имя").replace("\xa0", " "))
+    assert {*told} == {"SLERP 2: 1,25 при 5 (обучений: 2)"}
+
+
 def test_the_forest_has_a_row_a_claim_and_a_dot_a_training(project):
     found = verdicts.of_studies(project(0.3))
     whole, short = forest.table(found), forest.table(found, short=True)
@@ -291,7 +304,20 @@ def verdict(*differences, primary=False, expected="more", p=None, of=5):
     return verdicts.Verdict(study, comparison, by_seed, between, p or between["p"], of)
 
 
+def of_each_word():
+    return {
+        verdicts.HOLDS: verdict(0.3, 0.32, 0.28),
+        verdicts.LITTLE: verdict(0.05, 0.06, 0.04),
+        verdicts.REFUTED: verdict(-0.3, -0.32, -0.28),
+        verdicts.ALIKE: verdict(0.01, -0.01, 0.0),
+        verdicts.UNKNOWN: verdict(1, -1, 0.2),
+        verdicts.NONE: replace(verdict(0.3, 0.3), between={}),
+    }
+
+
 def test_the_word_of_a_verdict():
+    for word, v in of_each_word().items():
+        assert v.word == word
     clear, small, wide = (
         [0.3, 0.32, 0.28, 0.31, 0.3],
         [0.02, -0.03, 0.04, 0.0, -0.02],
@@ -314,6 +340,50 @@ def test_the_word_of_a_verdict():
     assert "обучений: 5 из 8" in verdict(*clear, of=8).sentence.replace("\u00a0", " ")
 
 
+@pytest.mark.parametrize(
+    ("expected", "low", "high", "p", "word"),
+    [
+        ("more", 0.2, 0.4, 0.049, verdicts.HOLDS),
+        ("more", 0.2, 0.4, 0.051, verdicts.UNKNOWN),
+        ("more", 0.01, 0.099, 0.01, verdicts.LITTLE),
+        ("more", 0.01, 0.101, 0.01, verdicts.HOLDS),
+        ("more", -0.099, 0.099, 0.5, verdicts.ALIKE),
+        ("more", -0.101, 0.02, 0.5, verdicts.UNKNOWN),
+        ("less", -0.101, -0.02, 0.01, verdicts.HOLDS),
+        ("not_less", -0.099, 0.3, math.nan, verdicts.HOLDS),
+        ("not_less", -0.101, 0.3, math.nan, verdicts.UNKNOWN),
+        ("not_more", 0.101, 0.3, math.nan, verdicts.REFUTED),
+    ],
+)
+def test_a_verdict_turns_at_a_p_of_five_percent_and_a_tenth_of_a_point(
+    expected, low, high, p, word
+):
+    between = {"mean": (low + high) / 2, "low": low, "high": high, "p": p, "n": 5}
+    assert replace(verdict(0, 0, expected=expected, p=p), between=between).word == word
+
+
+def test_p_is_corrected_by_holm_among_the_primary_and_by_benjamini_and_hochberg_among_others():
+    """One primary comparison is missing and counts; of the others one is, and does not."""
+
+    def found(p, primary=False, expected="more"):
+        v = verdict(0, 0, primary=primary, expected=expected, p=0.5)
+        return replace(v, between={} if p is None else v.between | {"p": p})
+
+    given = [
+        found(0.04),
+        found(0.01, primary=True),
+        found(0.01),
+        found(None, primary=True),
+        found(None),
+        found(0.02),
+        found(0.001, expected="not_less"),
+    ]
+    corrected = verdicts._corrected(given)
+    assert corrected[:4] == pytest.approx([0.04, 0.02, 0.03, 1.0])
+    assert corrected[5] == pytest.approx(0.03)
+    assert math.isnan(corrected[6])
+
+
 def test_a_primary_comparison_needs_five_trainings(project):
     every = project(0.3)
     for study in every:
@@ -323,18 +393,43 @@ def test_a_primary_comparison_needs_five_trainings(project):
         assert (v.word == verdicts.NONE) == v.comparison.primary
 
 
+def test_each_first_sentence_tells_of_its_comparisons(project):
+    """Each has an effect of its own, in the order of the sentences."""
+    told = [
+        ["four_against_one", "long_run_goes_on", "four_iterations_against_one"],
+        ["liti_above_trajectory", "slerp_above_lerp_at_equal_kl", "ema_above_sft"],
+        ["fourth_is_worse", "t30_gains"],
+    ]
+    names = [*itertools.chain(*told)]
+    effects = {name: 1.11 * k for k, name in enumerate(names, 1)}
+    found = [
+        replace(v, between=between_trainings([effects[v.comparison.name]] * 2), p=0.001, curves={})
+        if v.comparison.name in effects
+        else v
+        for v in verdicts.of_studies(project(0.3))
+    ]
+    for sentence, its in zip(claims.headline(found), told, strict=True):
+        said = re.findall(r"(\d,\d\d)\xa0балла", sentence)
+        assert said == [f"{effects[name]:.2f}".replace(".", ",") for name in its]
+
+
+def test_the_paper_claims_are_counted_by_what_came_of_them():
+    of_paper = [
+        replace(v, comparison=v.comparison.model_copy(update={"source": "статья, рис. 1"}))
+        for k, v in enumerate(of_each_word().values(), 1)
+        for _ in range(k)
+    ]
+    assert claims.tally_of_paper([*of_paper, *of_each_word().values()]) == (
+        "Утверждения статьи (21): подтверждено 3 (из них с малой разностью 2), опровергнуто 3, "
+        "неразличимо 4, нельзя сказать 5, ещё не вычислено 6"
+    )
+
+
 def test_every_outcome_has_a_first_sentence(project):
     found = verdicts.of_studies(project(0.3))
     names = ("four_against_one", "liti_above_trajectory", "slerp_above_lerp_at_equal_kl")
     names += ("fourth_is_worse", "t30_gains")
-    outcomes = {
-        verdicts.HOLDS: verdict(0.3, 0.32, 0.28),
-        verdicts.LITTLE: verdict(0.05, 0.06, 0.04),
-        verdicts.REFUTED: verdict(-0.3, -0.32, -0.28),
-        verdicts.ALIKE: verdict(0.01, -0.01, 0.0),
-        verdicts.UNKNOWN: verdict(1, -1, 0.2),
-        verdicts.NONE: replace(verdict(0.3, 0.3), between={}),
-    }
+    outcomes = of_each_word()
     said = set()
     for words in itertools.product(outcomes, repeat=len(names)):
         given = {

@@ -59,6 +59,9 @@ def test_numbers_stand_at_their_comma_and_text_stays_text():
 
 def test_equations_do_not_break_over_lines():
     assert words.unbroken("при T = 30 — 5 баллов") == "при T\u00a0=\u00a030\u00a0— 5\u00a0баллов"
+    assert words.unbroken("2 из 5, рис. 4b, 24 ГБ: KL 9, шаг 2, п. п.") == (
+        "2\u00a0из\u00a05, рис.\u00a04b, 24\u00a0ГБ: KL\u00a09, шаг\u00a02, п.\u00a0п."
+    )
     assert words.lowered("При равной KL") == "при равной KL"
     assert words.lowered("KL выпукла") == "KL выпукла"
     assert [words.power_text(lr) for lr in (1e-4, 5e-5)] == ["10⁻⁴", "5·10⁻⁵"]
