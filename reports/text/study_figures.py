@@ -71,54 +71,57 @@ def _with_beyond(rows: Sequence[Row]) -> list[Row]:
 
 def _iterations(study: Study, rows: Sequence[Row]) -> list[Shown]:
     rows = _with_beyond(rows)
-    of_four = [c for c in study.curves if c["arm"] == "merged" or c.get("t") in (60, 120)]
+    shown = _merged_and_long(study, rows), _by_iteration(study, rows), _compute(rows)
+    return [each for each in shown if each]
+
+
+def _merged_and_long(study: Study, rows: Sequence[Row]) -> Shown:
+    """Fronts of merged runs and of one run of as many steps, and how far they lie from the longest's."""
+    chosen = [c for c in study.curves if c["arm"] == "merged" or c.get("t") in (60, 120)]
+    sft, fronts = sft_of(rows), [of_curve(each, rows) for each in chosen]
+    long = next((front for keys, front in fronts if keys.get("t") == 120), [])
+    others = [(style_of(keys), front) for keys, front in fronts if front is not long]
     caption = (
         "Фронты слитых запусков (LITI с η от 0,3 до 1, у четырёх до 1,5) и одного запуска, у которого "
         f"столько же шагов обучения, сколько у них вместе. {THIN}"
     )
-    data, sft = data_of(rows, "kl", "reward"), sft_of(rows)
-    fronts = [of_curve(each, rows) for each in of_four]
-    long = next((chosen for keys, chosen in fronts if keys.get("t") == 120), [])
-    others = [(style_of(keys), chosen) for keys, chosen in fronts if chosen is not long]
-    panels = [plane(study, rows, new_axes(380, 330), curves=of_four)]
+    panels = [plane(study, rows, new_axes(380, 330), curves=chosen)]
     if long:
         panels.append(over_front(others, long, sft, "одного запуска, T = 120"))
         caption += OVER
-    shown = [Shown(panels, "plane", caption, data)]
-    later = [
-        {"label": f"итерация {i}", "arm": "iterated", "what": "slerp", "iteration": i}
-        for i in (2, 3, 4)
-    ]
-    first = {"label": "итерация 1", "arm": "merged", "what": "slerp", "m": 2}
-    if any(row["arm"] == "iterated" for row in rows):
-        ax, start = new_axes(380, 330), (value(sft, "kl"), value(sft, "reward"))
-        colors, marks, iterated = (BLUE, SKY, GREY, BLACK), "oPsv", []
-        for k, each in enumerate([first, *later]):
-            _, chosen = of_curve(each, rows)
-            style = {"color": colors[k], "marker": marks[k], "linestyle": "-", "markersize": 6}
-            style |= {"linestyle": (0, (4, 2)), "markerfacecolor": WHITE} if k == 1 else {}
-            _kl_reward(ax, chosen, each["label"], start, style)
-            iterated.append((style, chosen))
-        long = []
-        for each in (c for c in study.curves if c.get("t") == 240):
-            keys, long = of_curve(each, rows)
-            _kl_reward(ax, long, each["label"], start, style_of(keys))
-        with_sft(ax, *start)
-        root_scale(ax)
-        ax.set_ylabel(AXES["reward"])
-        above(ax, columns=1)
-        caption = (
-            "Фронты после 1–4 итераций по два слитых запуска и фронт одного запуска на 240 шагов — "
-            f"столько же, сколько в четырёх итерациях по два запуска. {THIN}"
-        )
-        panels = [ax]
-        if long:
-            panels.append(over_front(iterated, long, sft, "одного запуска, T = 240"))
-            caption += OVER
-        shown.append(Shown(panels, "iterations", caption, data))
-    if compute := _compute(rows):
-        shown.append(compute)
-    return shown
+    return Shown(panels, "plane", caption, data_of(rows, "kl", "reward"))
+
+
+def _by_iteration(study: Study, rows: Sequence[Row]) -> Shown | None:
+    """Fronts behind each iteration, and of one run of as many steps as four of them have."""
+    if not any(row["arm"] == "iterated" for row in rows):
+        return None
+    sft, ax = sft_of(rows), new_axes(380, 330)
+    start, iterated = (value(sft, "kl"), value(sft, "reward")), []
+    for i, color, mark in zip((1, 2, 3, 4), (BLUE, SKY, GREY, BLACK), "oPsv", strict=True):
+        keys = {"arm": "iterated" if i > 1 else "merged", "what": "slerp", "iteration": i, "m": 2}
+        front = [row for row in rows if fits(row, keys)]
+        style = {"color": color, "marker": mark, "linestyle": "-", "markersize": 6}
+        style |= {"linestyle": (0, (4, 2)), "markerfacecolor": WHITE} if i == 2 else {}
+        _kl_reward(ax, front, f"итерация {i}", start, style)
+        iterated.append((style, front))
+    long = []
+    for each in (c for c in study.curves if c.get("t") == 240):
+        keys, long = of_curve(each, rows)
+        _kl_reward(ax, long, each["label"], start, style_of(keys))
+    with_sft(ax, *start)
+    root_scale(ax)
+    ax.set_ylabel(AXES["reward"])
+    above(ax, columns=1)
+    caption = (
+        "Фронты после 1–4 итераций по два слитых запуска и фронт одного запуска на 240 шагов — "
+        f"столько же, сколько в четырёх итерациях по два запуска. {THIN}"
+    )
+    panels = [ax]
+    if long:
+        panels.append(over_front(iterated, long, sft, "одного запуска, T = 240"))
+        caption += OVER
+    return Shown(panels, "iterations", caption, data_of(rows, "kl", "reward"))
 
 
 def _kl_reward(
@@ -221,57 +224,61 @@ def _liti(study: Study, rows: Sequence[Row]) -> list[Shown]:
 
 
 def _merge(study: Study, rows: Sequence[Row]) -> list[Shown]:
-    shown = []
+    shown = _angles(rows), _over_lambda(rows), _by_merged(rows)
+    return [each for each in shown if each]
+
+
+def _angles(rows: Sequence[Row]) -> Shown | None:
+    """Between task vectors of merged runs, by how many they are."""
     geometric = [r for r in rows if r["what"] == "slerp" and r["lam"] is None and moved(r)]
-    if geometric:
-        ax, data = new_axes(440, 240), list[dict[str, Any]]()
-        for row in geometric:
-            low, mean, high = row["geometry"]["angle"]
-            x = row["m"] + 0.07 * (row["seed"] - np.mean([r["seed"] for r in geometric]))
-            ax.plot([x, x], [low, high], "-", color=BLUE, alpha=0.35, linewidth=1.5)
-            (drawn,) = ax.plot(x, mean, "o", color=BLUE, markersize=4.5)
-            tells(drawn, f"M = {row['m']}, seed {row['seed']}: {number(mean, 1)}°")
-            angles = {"angle_min": low, "angle_mean": mean, "angle_max": high}
-            data.append({"m": row["m"], "seed": row["seed"]} | angles)
-        ax.axhline(90, color=QUIET, linestyle=":", linewidth=1)
-        ms = sorted({row["m"] for row in geometric})
-        ax.set_xticks(ms, [str(m) for m in ms])
-        floor, *_, ceiling = sorted(end for row in geometric for end in row["geometry"]["angle"])
-        ax.set(xlabel="Слито запусков M", ylabel="Угол, градусы", ylim=(floor - 5, ceiling + 2))
-        caption = (
-            "Углы между векторами задач запусков: точка — среднее по парам запусков и группам тензоров, "
-            "черта — от наименьшего до наибольшего; рядом стоят обучения с разными seed. Пунктир — 90°."
-        )
-        shown.append(Shown([ax], "angles", caption, data))
-    if over_lambda := _over_lambda(rows):
-        shown.append(over_lambda)
+    if not geometric:
+        return None
+    ax, data, middle = new_axes(440, 240), [], np.mean([row["seed"] for row in geometric])
+    for row in geometric:
+        low, mean, high = row["geometry"]["angle"]
+        x = row["m"] + 0.07 * (row["seed"] - middle)
+        ax.plot([x, x], [low, high], "-", color=BLUE, alpha=0.35, linewidth=1.5)
+        (drawn,) = ax.plot(x, mean, "o", color=BLUE, markersize=4.5)
+        tells(drawn, f"M = {row['m']}, seed {row['seed']}: {number(mean, 1)}°")
+        angles = {"angle_min": low, "angle_mean": mean, "angle_max": high}
+        data.append({"m": row["m"], "seed": row["seed"]} | angles)
+    ax.axhline(90, color=QUIET, linestyle=":", linewidth=1)
+    ms = sorted({row["m"] for row in geometric})
+    ax.set_xticks(ms, [str(m) for m in ms])
+    floor, *_, ceiling = sorted(end for row in geometric for end in row["geometry"]["angle"])
+    ax.set(xlabel="Слито запусков M", ylabel="Угол, градусы", ylim=(floor - 5, ceiling + 2))
+    caption = (
+        "Углы между векторами задач запусков: точка — среднее по парам запусков и группам тензоров, "
+        "черта — от наименьшего до наибольшего; рядом стоят обучения с разными seed. Пунктир — 90°."
+    )
+    return Shown([ax], "angles", caption, data)
+
+
+def _by_merged(rows: Sequence[Row]) -> Shown:
+    """Fronts by how many runs are merged, LERP's of four, and the runs themselves."""
     colors, marks = (PURPLE, BLUE, SKY, BLUE, GREY), "DoPo*"
-    sft = sft_of(rows)
-    start, ax = (value(sft, "kl"), value(sft, "reward")), new_axes(380, 330)
-    fronts: dict[Any, tuple[Keys, list[Row]]] = {}
-    of_five = [row for row in rows if row["arm"] == "five"]
+    sft, ax = sft_of(rows), new_axes(380, 330)
+    start, fronts = (value(sft, "kl"), value(sft, "reward")), dict[Any, tuple[Keys, list[Row]]]()
+    of_five = [row for row in rows if row["arm"] == "five" and row["lam"] is None]
     runs = [row for row in of_five if row["what"] == "run" and row["eta"] == 1.0]
     for row in runs:
-        (drawn,) = ax.plot(
-            value(row, "kl"), value(row, "reward"), "^", color=GREEN, alpha=0.45, markersize=5
-        )
+        style = {"color": GREEN, "alpha": 0.45, "markersize": 5}
+        (drawn,) = ax.plot(value(row, "kl"), value(row, "reward"), "^", **style)
         told = f"запуск {row['m']}, seed {row['seed']}: {number(value(row, 'reward'), 0.1)}"
         tells(drawn, told)
     if runs:
         n = len({row["seed"] for row in runs})
         ax.plot([], [], "^", color=GREEN, label=f"сами запуски ({n})", markersize=5)
-    for k, m in enumerate((1, 2, 3, 4, 5)):
-        what = "run" if m == 1 else "slerp"
-        chosen = [row for row in of_five if row["what"] == what and row["m"] == m]
-        chosen = [row for row in chosen if row["lam"] is None]
-        style = {"color": colors[k], "marker": marks[k], "linestyle": "-", "markersize": 6}
+    for m, color, mark in zip((1, 2, 3, 4, 5), colors, marks, strict=True):
+        keys = {"what": "run" if m == 1 else "slerp", "m": m}
+        front = [row for row in of_five if fits(row, keys)]
+        style = {"color": color, "marker": mark, "linestyle": "-", "markersize": 6}
         style |= {"markerfacecolor": WHITE, "linestyle": (0, (4, 2))} if m == 2 else {}
-        if len({row["eta"] for row in chosen}) > 1:
+        if len({row["eta"] for row in front}) > 1:
             name = "LITI первого запуска" if m == 1 else f"SLERP {m} запусков"
-            _kl_reward(ax, chosen, name, start, style)
-            fronts[m] = style, chosen
-    four = [r for r in rows if r["what"] == "lerp" and r["m"] == 4]
-    if four:
+            _kl_reward(ax, front, name, start, style)
+            fronts[m] = style, front
+    if four := [row for row in rows if fits(row, {"what": "lerp", "m": 4})]:
         fronts["lerp"] = style_of({"what": "lerp", "m": 4}), four
         _kl_reward(ax, four, "LERP 4 запусков, η до 2", start, fronts["lerp"][0])
     with_sft(ax, *start)
@@ -284,7 +291,7 @@ def _merge(study: Study, rows: Sequence[Row]) -> list[Shown]:
         _, of_four = fronts.pop(4)
         panels.append(over_front([*fronts.values()], of_four, sft, "SLERP 4 запусков"))
         caption += OVER
-    return [*shown, Shown(panels, "plane", caption, data_of(rows, "kl", "reward"))]
+    return Shown(panels, "plane", caption, data_of(rows, "kl", "reward"))
 
 
 def _over_lambda(rows: Sequence[Row]) -> Shown | None:

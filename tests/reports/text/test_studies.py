@@ -229,7 +229,7 @@ def test_a_drawn_policy_is_the_mean_of_its_trainings():
     ax = curves.new_axes()
     axes = (lambda row: row["kl"]["mean"]), (lambda row: row["reward"]["mean"])
     curves.curve(ax, rows, *axes, "метод", (0.0, 0.0), **curves.style_of({"what": "slerp"}))
-    told = re.findall("SLERP 2: [^<\"]*", svg_text(figure_of(ax), "имя").replace("\xa0", " "))
+    told = re.findall('SLERP 2: [^<"]*', svg_text(figure_of(ax), "имя").replace("\xa0", " "))
     assert {*told} == {"SLERP 2: 1,25 при 5 (обучений: 2)"}
 
 
