@@ -269,6 +269,7 @@ def interrupted_at(config, moment, call, number, monkeypatch, said) -> None:
         (signal.SIGTERM, "warp_core.train.sample", 3, 2),
         (signal.SIGTERM, "torch.optim.Adam.step", 2, 2),
         (signal.SIGINT, "torch.optim.Adam.step", 3, 3),
+        (signal.SIGINT, "warp_core.folders.write_policy", 1, 3),
     ],
 )
 def test_a_signal_ends_with_a_checkpoint_and_says_how_to_go_on(
@@ -288,6 +289,7 @@ def test_a_signal_ends_with_a_checkpoint_and_says_how_to_go_on(
     [
         ("warp_core.store.checkpoint.append_jsonl", "stopped"),
         ("warp_core.train.set_weights", 1),
+        ("warp_core.folders.write_policy", 1),
         ("warp_core.train.sample", 2),
     ],
 )
@@ -301,6 +303,7 @@ def test_a_signal_while_a_run_is_stopped_by_max_kl_saves_no_weights_that_have_go
     assert [row.get("stopped") for row in rows] == [None, True]
     config = elsewhere(undisturbed, tmp_path, **one)
     interrupted_at(config, moment, call, signal.SIGINT, monkeypatch, "all of it is kept")
+    assert [path.name for path in unfinished(config, "step_*")] == ["step_1"]
     finish(config)
     expect_same(config, whole)
 

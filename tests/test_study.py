@@ -373,6 +373,19 @@ def test_rows_that_are_not_a_studys_are_refused_and_stay_as_they_are(made, spoil
     assert study.path.read_text() == text
 
 
+def test_a_row_waits_for_a_run_whose_seconds_it_tells(made):
+    """One that was damaged and deleted, behind its evaluation."""
+    study = made(**SMALL)
+    rows = run_study(study)
+    study.path.unlink()
+    for run in store().folder.glob("run-*"):
+        shutil.rmtree(run)
+    again = run_study(study)
+    for row, other in zip(again, rows, strict=True):
+        assert (row["seconds"]["all"] > 0) == (other["seconds"]["all"] > 0)
+    assert any(row["seconds"]["all"] > 0 for row in rows)
+
+
 def test_a_seed_more_computes_that_seed_alone_and_keeps_the_rows(made):
     rows = run_study(made(**SMALL))
     more = run_study(made(**SMALL | {"seeds": [1, 2, 3]}))

@@ -17,6 +17,7 @@ import torch
 
 from warp_core import folders, train
 from warp_core.config import Training
+from warp_core.engine.loop import to_the_end
 from warp_core.engine.tape import taped
 from warp_core.rollout import Rollout, sample
 from warp_core.store.checkpoint import Checkpoint
@@ -643,6 +644,17 @@ def test_restored_behind_any_step_a_run_goes_on_bit_for_bit(gpt2, training, tmp_
         again.undo()
         wanted = states[3] if again.before else states[4]
         torch.testing.assert_close(weights_of(again.policy), dict(wanted["policy"]), rtol=0, atol=0)
+
+
+def test_a_state_of_another_kind_of_device_is_refused_with_its_folder(gpt2, tmp_path):
+    """CUDA's generators have a state of 16 bytes."""
+    run = run_of(*gpt2, reward=words_and_good)
+    checkpoint = Checkpoint(tmp_path, steps=100, every=1)
+    checkpoint.t = 3
+    checkpoint.save(run.state() | {"random": torch.zeros(16, dtype=torch.uint8)})
+    said = f"{tmp_path}: begun on another kind of device.* go on there, or delete it"
+    with pytest.raises(TrainingError, match=said):
+        to_the_end(run, Checkpoint(tmp_path, 100, 1), 0.0)
 
 
 @pytest.mark.parametrize("training", STATES.values(), ids=STATES)

@@ -113,7 +113,7 @@ class WarpConfig(RunParameters, World, Training):
     workers: Annotated[Integer, Field(ge=0, le=64)] = 0
     """Runs side by side, each with its share of the cores; 0: as many as differ and have a core."""
     gpus: Annotated[Integer, Field(ge=1, le=64)] = 1
-    """GPUs of each run, which share the policy's layers; nothing where there are none."""
+    """GPUs of each run, which share the policy's layers; where there are none, 1 alone is taken."""
     engine: Literal["local", "ray"] = "local"
     """Where: processes of this machine, or tasks of a Ray cluster; results are the same."""
     checkpoint_every: Annotated[Integer, Field(ge=0, le=1_000_000)] = 25

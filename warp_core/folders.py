@@ -33,7 +33,6 @@ from warp_core.world.lora import Adapted, Body, adapted_sizes, pairs_of
 from warp_core.world.models import Policy, half_, load_policy, set_weights, weights_of, write_policy
 from warp_core.world.prompts import with_completion
 from warp_core.world.reward import stored_rewards
-from warp_core.world.vader import Vader
 
 FROM_SFT, JUDGED, GEOMETRY = "kl_from_sft.jsonl", "judged.jsonl", "geometry.json"
 ROLLOUTS = "rollouts.safetensors"
@@ -61,6 +60,7 @@ def rl_run(
     config = Training(**training)
     policy, anchor, tokenizer = _start(config, theta_init, theta_sft, seed, gpus)
     on_the_way = [(p["training"]["steps"], p.get("output", "policy"), c) for p, c in passing]
+    on_the_way.append((config.steps, output, lambda: nullcontext(out)))
     # Asked for or not: a checkpoint may be asked for it later.
     sft = config.anchor == "sft"
     theta_ema = {n: w.clone() for n, w in weights_of(policy).items()} if sft else None
@@ -91,7 +91,6 @@ def rl_run(
         kept = taped(policy, config.max_new_tokens)
     with kept, tracked(tracking, work) as log:
         to_the_end(run, checkpoint, config.max_kl, passed, log)  # lines 5 to 10
-    write(out, output)
 
 
 def _start(
@@ -226,7 +225,7 @@ def judge(
     scored: Sequence[Mapping[str, Any]],
 ) -> None:
     """The judge's score of each completion with its prompt, as a reward gets it."""
-    of = stored_rewards(judges, scored) if judges else Vader()
+    of = stored_rewards(judges, scored)
     texts = zip(read_prompts(prompts), read_completions(evaluation).texts, strict=True)
     scores = of([with_completion(*each) for each in texts]).tolist()
     write_jsonl(out / JUDGED, [{"judge": score} for score in scores])

@@ -14,7 +14,7 @@ from warp_core.config import ConfigError, WarpConfig, load_params
 from warp_core.engine.tables import Entry, Row, Table, complete
 from warp_core.folders import GEOMETRY, geometry
 from warp_core.store.files import sealed_json
-from warp_core.store.results import Store, Task
+from warp_core.store.results import Store, Task, with_all_they_read
 from warp_core.store.run_folder import NOT_COMPARED
 from warp_core.tasks import stored_inputs
 from warp_core.warp import Experiment
@@ -103,7 +103,8 @@ def _entry(study: Study, seed: int | None, point: Point, digest: str, e: Experim
     policy, runs = policy_of(e, point)
     label = f"{point.what} {point.arm}" if point.arm else "SFT"
     evaluation = e.evaluation(policy, label)
-    tasks = [evaluation, e.of_sft, *([e.judged(evaluation)] if e.config.judge else [])]
+    tasks = [each for each in with_all_they_read([policy]) if each.kind == "run"]  # whose seconds
+    tasks += [evaluation, e.of_sft, *([e.judged(evaluation)] if e.config.judge else [])]
     geometric = len(runs) > 1 and (point.iteration, point.eta) == (1, 1) and not e.config.lora_rank
     if geometric:
         inputs = {"theta_init": e.theta_sft, "thetas": [*runs, policy]}

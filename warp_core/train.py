@@ -163,8 +163,7 @@ class Run:
         # line 8: θ^m ← Opt(θ^m, …)
         self._optimizer.param_groups[0]["lr"] = warmed_up(c.lr, t, c.warmup_steps)
         self._optimizer.step()
-        weights = [parameter.detach() for parameter in self.policy.parameters()]
-        _finite("weight norm", get_total_norm(weights), t)
+        _finite("weight norm", get_total_norm([p.detach() for p in self.policy.parameters()]), t)
 
         # line 9: θ_ema ← (1 − μ)·θ_ema + μ·θ
         if self.theta_ema:
@@ -186,11 +185,15 @@ class Run:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave, bit for bit; the run must be at its start."""
+        if state["random"].shape != self._random.shape:
+            raise TrainingError(
+                "begun on another kind of device, its random numbers cannot go on here"
+            )
         set_weights(self.policy, state["policy"])
         for name, tensor in state.get("ema", {}).items():
             self.theta_ema[name].copy_(tensor)
-        before = state.get("before", {})
-        self.before = {name: tensor.to(self.policy.device) for name, tensor in before.items()}
+        before, theta = state.get("before", {}), weights_of(self.policy)
+        self.before = {name: tensor.to(theta[name].device) for name, tensor in before.items()}
         adam = {int(index): each for index, each in state.get("adam", {}).items()}
         self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": adam})
         self._random, self.t = state["random"], int(state["t"])

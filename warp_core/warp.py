@@ -5,8 +5,8 @@ those that the store does not have, side by side where it can.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,8 @@ class Experiment(Parts):
         start, label = self.theta_sft, "front, η = {:g}".format
         swept = [(x, self.merged(start, [end], label(x), x) if x != 1 else end) for x in etas]
         runs = list(enumerate(thetas, start=1)) if self.config.keep_weights == "all" else []
-        points: list[tuple[dict[str, float], Task]] = []
-        points += [({"eta": x}, self.evaluation(p, label(x))) for x, p in swept]
-        return points + [({"run": m}, self.evaluation(p, f"front, run {m}")) for m, p in runs]
+        of_eta = [({"eta": x}, self.evaluation(p, label(x))) for x, p in swept]
+        return of_eta + [({"run": m}, self.evaluation(p, f"front, run {m}")) for m, p in runs]
 
     def trajectory(self) -> list[tuple[dict[str, int], Task]]:
         """Each run on its way, evaluated: iteration, run, step."""
@@ -112,11 +111,9 @@ class Experiment(Parts):
         """Those whose weights stay."""
         return [self.theta_sft, *self.given.rewards, *self.shown().values()]
 
-    @contextmanager
-    def resources(self, store: Store) -> Iterator[None]:
+    def resources(self, store: Store) -> AbstractContextManager[None]:
         """Memory and disk for what is missing, and machines that can do it."""
-        with self.engine.resources(store, self.wanted(), self.kept()):
-            yield
+        return self.engine.resources(store, self.wanted(), self.kept())
 
 
 # What people call
@@ -197,6 +194,8 @@ def run_front(
             with e.engine.resources(store, wanted, e.kept()):
                 e.engine.make(store, wanted, e.kept())
             e.show(store, run_dir)
+            origins = sealed_json(run_dir / "origins.json") | store.origins(wanted)
+            seal_json(run_dir / "origins.json", origins)
         for point, evaluation in missing:
             answers = read_completions(store.path(evaluation))
             points.append(point | {"rewards": answers.rewards, "kls": answers.kls})

@@ -476,6 +476,23 @@ def test_what_is_kept_on_the_way_is_read_before_the_way_ends(task, store, journa
     assert [each.name for each in told[-1]].count(short.name) == 1
 
 
+def test_what_was_kept_again_on_the_way_is_dropped_again(task, store, journal):
+    """By a run whose machine died behind it, and which began anew elsewhere."""
+    about = {"hints": {"journal": journal}, "way": "w", "size": 5}
+    short, long = (Task("t", keep_then_wait, {"to": n}, steps=n, **about) for n in (1, 9))
+    reader = task("reader", short)
+    schedule = Schedule(store, [long, reader], [])
+    assert schedule.next() == long
+    store.weights(short).mkdir(parents=True)
+    assert schedule.arrived() == [short]
+    assert schedule.next() == reader
+    schedule.finish(reader, None)
+    assert not store.has(short, weights=True)
+    store.weights(short).mkdir()
+    schedule.finish(long, None)
+    assert not store.has(short, weights=True)
+
+
 def test_what_was_kept_on_the_way_is_done(task, store, journal):
     short, long = on_one_way(journal)
     reader = task("reader", short)

@@ -170,6 +170,10 @@ def test_on_a_gpu_its_memory_counts(machine, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 * GB, 80 * GB))
     assert available_bytes() == 3 * GB
+    # What torch keeps behind an experiment, it gives to the next.
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 5 * GB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: GB)
+    assert available_bytes() == 7 * GB
 
 
 # What is asked for

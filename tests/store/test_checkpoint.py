@@ -76,6 +76,14 @@ def test_a_saved_state_comes_back_bit_for_bit_with_the_steps_up_to_it(t, tmp_pat
     assert run.rows() == list(range(1, run.t + 1))
 
 
+def test_a_state_that_is_in_use_can_be_removed_on_a_network_file_system(tmp_path):
+    """Which keeps a file that is mapped, under another name, and its folder with it."""
+    Run(tmp_path).go(3)
+    run = Run(tmp_path)
+    assert run.state is not None
+    assert STATE not in Path("/proc/self/maps").read_text()
+
+
 def test_states_are_saved_every_so_many_steps_one_at_a_time_and_none_at_the_end(tmp_path):
     run = Run(tmp_path, steps=9, every=3)
     kept = [run.go(1).kept() for _ in range(9)]

@@ -181,6 +181,13 @@ def test_a_template_that_fails_is_told(chat_policy, tmp_path, tiny_reward_folder
         inputs(chat_policy, conversations(tmp_path, many()), tiny_reward_folder)
 
 
+def test_a_reward_models_template_that_fails_is_told(chat_policy, tmp_path, tiny_reward_folder):
+    folder = shutil.copytree(tiny_reward_folder, tmp_path / "reward")
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no system, please') }}")
+    with pytest.raises(ConfigError, match=r"reward_model: its chat template fails: .*no system"):
+        inputs(chat_policy, conversations(tmp_path, many()), folder)
+
+
 def test_a_reward_model_reads_conversations_by_its_own_template_or_as_text(
     tiny_reward_folder, tmp_path
 ):

@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from warp_core.store.errors import ConfigError
+from warp_core.world.inputs import StoredInputs
 from warp_core.world.models import fingerprint, load_policy
 from warp_core.world.prompts import load_prompts
 from warp_core.world.reward import load_reward
@@ -72,6 +73,30 @@ def test_the_identity_holds_the_weights_and_what_both_models_see_of_the_prompts(
         "reward_sha256": fingerprint(inputs.rewards[0].model),
         "prompts_sha256": hashlib.sha256(json.dumps(seen).encode()).hexdigest(),
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "file", "changes"),
+    [
+        ("policy", "generation_config.json", {"eos_token_id": [0, 5]}),
+        ("reward_model", "tokenizer_config.json", {"model_max_length": 9}),
+        ("reward_model", "tokenizer_config.json", {"truncation_side": "left"}),
+    ],
+)
+def test_what_ends_and_what_cuts_a_text_is_a_part_of_what_names_a_model(
+    key, file, changes, given, tmp_path
+):
+    folder = shutil.copytree(given[key], tmp_path / "changed")
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
+    settings = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(settings | changes))
+    before, after = (tiny.inputs(**given | {key: str(each)}) for each in (given[key], folder))
+    of = [
+        (each.theta_sft.name, each.rewards[0].name) for each in map(StoredInputs, (before, after))
+    ]
+    changed = [a != b for a, b in zip(*of, strict=True)]
+    assert changed == [key == "policy", key == "reward_model"]
+    assert (before.identity != after.identity) == (key == "policy")
 
 
 def test_the_identity_is_of_the_content_not_of_the_place(given, tmp_path):

@@ -317,4 +317,6 @@ def test_a_saved_policy_keeps_all_its_stop_tokens(policy_folders, tmp_path):
     save_policy(model, tokenizer, tmp_path / "saved")
     again = load_policy(str(tmp_path / "saved"))
     assert stop_tokens(*again) == [tokenizer.eos_token_id, 5]
+    again[0].generation_config.eos_token_id, again[1].eos_token = 0, "film"
+    assert stop_tokens(*again) == [again[1].eos_token_id, 0]
     assert (tmp_path / "saved" / "generation_config.json").is_file()

@@ -21,6 +21,7 @@ def test_vader_scores_each_text_by_its_compound(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(vader, "asset_path", lambda spec: asked.append(spec) or tmp_path)
     judge = vader.Vader()
+    assert vader.Vader(tmp_path)(["good"]).tolist() == [1.0]
     said = [{"role": "user", "content": "a great"}, {"role": "assistant", "content": "good"}]
     assert judge(["a good film", "a film", said]).tolist() == [1.0, 0.0, 2.0]
     assert asked == ["asset:vader"]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from warp_core.store.checkpoint import Checkpoint
+from warp_core.store.errors import TrainingError
 
 
 class Steps(Protocol):
@@ -31,10 +32,16 @@ def to_the_end(
 
     A batch whose KL to the anchor is above `max_kl` (0: none is) ends the run with the weights before
     its last update, which are those of every later t too. Ctrl-C saves all whole steps. `passed` is told
-    every t that the run stands at, `log` every row, of steps before the checkpoint too.
+    every t that the run stands at, the last one too, `log` every row, of steps before the checkpoint too.
     """
     if state := checkpoint.restore():
-        run.restore(state)
+        try:
+            run.restore(state)
+        except TrainingError as error:
+            raise TrainingError(
+                f"{checkpoint.folder}: {error}; go on there, or delete it"
+            ) from None
+    state = None  # most of it is a copy
     for row in checkpoint.rows():
         log(row)
     beyond: dict[str, Any] = {}
@@ -45,6 +52,8 @@ def to_the_end(
             row = run.gradient()
             if 0 < max_kl < row["kl_anchor"]:
                 beyond = row | {"stopped": True, "seconds": time.perf_counter() - start}
+                if checkpoint.t > checkpoint.saved:
+                    checkpoint.save(run.state())
                 break
             with checkpoint.step(row, run.state):
                 run.update()
@@ -56,6 +65,6 @@ def to_the_end(
         checkpoint.append(beyond)
         log(beyond)
         run.undo()
-        for t in range(run.t + 1, checkpoint.steps):
+        for t in range(run.t + 1, checkpoint.steps + 1):
             passed(t)
     return checkpoint.rows()

@@ -84,10 +84,11 @@ def needed_bytes(s: Sizes) -> int:
 
 
 def available_bytes() -> int:
-    """Memory that new tensors can have, on the GPU if there is one; the limits of a container or of a
-    batch system's job count."""
+    """Memory that new tensors can have, on the GPU if there is one, what torch keeps there for them
+    too; the limits of a container or of a batch system's job count."""
     if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0]
+        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return torch.cuda.mem_get_info()[0] + kept
     available = psutil.virtual_memory().available
     for folder, limit, used, prefix in (
         *((CGROUP / group, "memory.max", "memory.current", "") for group in _own_groups("")),  # v2

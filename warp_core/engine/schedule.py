@@ -70,6 +70,9 @@ class Schedule:
 
     def finish(self, task: Task, error: Exception | None) -> list[Task]:
         """Note it, and drop the weights that nothing will read any more; returns what is done now."""
+        # One that began again elsewhere has kept again what had been read and dropped.
+        kept = [one for one in self.tasks if self.passed.get(one.name) is task]
+        self._drop([each for each in kept if each.name in self.done and self._is_spent(each)])
         passed = self.passing(task)
         for each in passed:  # what it did not keep is computed by itself
             del self.passed[each.name]
@@ -101,6 +104,9 @@ class Schedule:
         spent = []
         for each in {each.name: each for each in [task, *task.reads]}.values():
             self.readers[each.name].discard(task.name)
-            if each.weights and not self.readers[each.name] and each.name not in self.keep:
+            if self._is_spent(each):
                 spent.append(each)
         return spent
+
+    def _is_spent(self, task: Task) -> bool:
+        return bool(task.weights and not self.readers[task.name] and task.name not in self.keep)

@@ -7,14 +7,14 @@ of the run's steps, a line each.
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from warp_core.store.errors import DamagedError, TrainingError
+from warp_core.store.errors import DamagedError, StorageError, TrainingError
 from warp_core.store.files import appearing, append_jsonl, read_jsonl, sweep, verify, write_jsonl
 from warp_core.store.signals import held_back
 
@@ -27,7 +27,8 @@ class Checkpoint:
 
     Args:
         folder: holds `steps.jsonl` and `step_N`, one at a time.
-        steps: of the whole run; behind its last one no state is saved, for the result is about to be.
+        steps: of the whole run; behind its last one a state is saved only when interrupted, for the
+            result is about to be.
         every: steps from one state to the next; 0: only when interrupted.
     """
 
@@ -48,7 +49,8 @@ class Checkpoint:
                 continue
             write_jsonl(self.log, read_jsonl(self._path(step) / STEPS))
             self.t = self.saved = step
-            return _nested(load_file(self._path(step) / STATE))
+            # Not mapped: a network file system cannot remove what is.
+            return _nested(load_file(self._path(step) / STATE, backend="pread"))
         write_jsonl(self.log, [])
         return None
 
@@ -73,15 +75,15 @@ class Checkpoint:
 
     @contextmanager
     def kept_if_interrupted(self, state: Callable[[], State | None]) -> Iterator[None]:
-        """Around a run's steps: Ctrl-C, or a step that failed, saves what is whole.
+        """Around a run's steps and its result: Ctrl-C, or one that failed, saves what is whole.
 
         Args:
             state: behind the last whole step; None where an update has ruined it.
         """
         try:
             yield
-        except (KeyboardInterrupt, TrainingError) as error:
-            with held_back():
+        except (KeyboardInterrupt, TrainingError, StorageError) as error:
+            with held_back(), suppress(StorageError):
                 if self.t > self.saved and (whole := state()) is not None:
                     self.save(whole)
             if isinstance(error, TrainingError) and self.saved:
@@ -98,7 +100,7 @@ class Checkpoint:
         self.saved = self.t
         for other in self._steps():
             if other != self.t:
-                shutil.rmtree(self._path(other))
+                shutil.rmtree(self._path(other), ignore_errors=True)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step}"

@@ -17,6 +17,7 @@ MORE = (
     "engine/draw.py",
     "engine/factors.py",
     "engine/loop.py",
+    "engine/memory.py",
     "engine/pieces.py",
     "engine/tape.py",
     "store/adapter.py",

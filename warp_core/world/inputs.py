@@ -17,14 +17,14 @@ from warp_core.store.errors import ConfigError
 from warp_core.store.files import sealed_json, write_bytes, write_json, write_text
 from warp_core.store.results import WEIGHTS, Task
 from warp_core.world import models
-from warp_core.world.assets import AssetError
+from warp_core.world.assets import AssetError, asset_path
 from warp_core.world.lora import adapted_sizes
 from warp_core.world.own_reward import OwnReward, place_of
 from warp_core.world.prompts import Prompt, as_text, load_prompts
 from warp_core.world.reward import NAME, SOURCE, RewardModel, load_judge, load_scorer
 from warp_core.world.scorer import Scorer, plain
 from warp_core.world.setting import World
-from warp_core.world.vader import Vader
+from warp_core.world.vader import ASSET, Vader
 
 TEXTS = "prompts.json"
 WRONG = 0.01  # nats; rounding is 1e-5
@@ -71,7 +71,7 @@ class Inputs:
             with _noted(mistakes):
                 self.rewards.append(r := load_scorer(each, texts))
                 if isinstance(r, RewardModel):
-                    ids = r.tokenizer(r.rendered(texts))["input_ids"] if texts else []
+                    ids = _rewards_tokens(r, texts) if texts else []
                     read.append(_fitting(texts, ids, max_new_tokens, r.max_tokens, "reward model"))
         with _noted(mistakes):
             self.judges = [load_judge(each, texts) for each in world.judges]
@@ -85,6 +85,8 @@ class Inputs:
                 limit = getattr(self.sft.config, "max_position_embeddings", None) or math.inf
                 ids = models.prompt_ids(self.tokenizer, texts) if texts else []
                 read.append(_fitting(texts, ids, max_new_tokens, limit, "policy"))
+                if more := models.stop_tokens(self.sft, self.tokenizer)[1:]:
+                    read.append(more)
                 self.prompt_tokens = max(map(len, ids), default=0)
                 error = models.cache_error(self.sft, ids[0]) if ids else 0.0
                 if error > WRONG:
@@ -107,6 +109,13 @@ class Inputs:
             return self.rewards[0].digest
         about = [[r.digest, plain(each)] for r, each in zip(self.rewards, how, strict=True)]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+
+def _rewards_tokens(r: RewardModel, texts: Sequence[Prompt]) -> list[list[int]]:
+    try:
+        return r.tokenizer(r.rendered(texts))["input_ids"]
+    except Exception as error:  # a template is a program; its errors have no common class
+        raise ConfigError(f"reward_model: its chat template fails: {error!r:.300}") from error
 
 
 @contextmanager
@@ -188,7 +197,7 @@ class StoredInputs:
         self.theta_sft = _model("sft", models.load_policy, world.policy, *sft)
         self.rewards = [_scorer(*each) for each in zip(world.rewards, inputs.rewards, strict=True)]
         of_judges = zip(world.judges, inputs.judges, strict=True)
-        self.judges = [_scorer(how, j) for how, j in of_judges if not isinstance(j, Vader)]
+        self.judges = [_scorer(how, judge) for how, judge in of_judges]
         self.scored = [plain(each) for each in world.rewards]
         self.of_judge = [plain(each) for each in world.judges]
         self.identity, self.prompt_tokens = inputs.identity, inputs.prompt_tokens
@@ -216,6 +225,15 @@ def source_of(out: Path, spec: str, digest: str) -> None:
         raise ConfigError(f"{spec!r} has changed since the experiment was begun")
 
 
+def vader_of(out: Path, digest: str) -> None:
+    """The program and its lexicons, for machines that have no package index; ConfigError if they have
+    changed."""
+    for file in asset_path(ASSET).iterdir():
+        write_bytes(out / file.name, file.read_bytes())
+    if Vader(out).digest != digest:
+        raise ConfigError(f"{ASSET!r} has changed since the experiment was begun")
+
+
 def prompts_of(out: Path, texts: Sequence[Prompt]) -> None:
     """Prompts as they are."""
     write_json(out / TEXTS, texts)
@@ -231,9 +249,11 @@ def _model(kind: str, load: Callable[..., models.Loaded], spec: str, *loaded: An
     return Task(kind, *how, label=spec, size=models.total_bytes(loaded[0]))
 
 
-def _scorer(scorer: Scorer, loaded: RewardModel | OwnReward) -> Task:
+def _scorer(scorer: Scorer, loaded: RewardModel | OwnReward | Vader) -> Task:
     if isinstance(loaded, RewardModel):
         of = loaded.model, loaded.tokenizer
         return _model("reward", models.load_classifier, scorer.model, *of)
+    if isinstance(loaded, Vader):
+        return Task("vader", vader_of, {"digest": loaded.digest}, label=scorer.model)
     how = source_of, {"digest": loaded.digest}, {}, {"spec": scorer.model}
     return Task("own_reward", *how, label=scorer.model)

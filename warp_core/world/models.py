@@ -133,7 +133,8 @@ def _attempt(key: str, source: str, kind: tuple[str, Any], **options: Any) -> An
     what, auto = kind
     name, _, revision = (source, "", "") if Path(source).exists() else source.partition("@")
     try:
-        return auto.from_pretrained(name, revision=revision or "main", **options)
+        safe = {"trust_remote_code": False}  # by default a terminal is asked whether to run it
+        return auto.from_pretrained(name, revision=revision or "main", **safe, **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         given, why = str(Path(source) / options.get("gguf_file", "")), str(error)[:600]
         if isinstance(error, OSError) and "safetensors" in why:
@@ -209,10 +210,13 @@ def encode_prompts(
 
 def stop_tokens(model: Policy, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids that end a completion: the tokenizer's end-of-text token, then generation_config's others."""
-    generation = getattr(model, "generation_config", None)
-    more = getattr(generation, "eos_token_id", None) or []
+    more = _generations_stops(model)
     stops = [tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])]
-    return [int(token) for token in dict.fromkeys(stops)]
+    return [int(token) for token in dict.fromkeys(stops) if token is not None]
+
+
+def _generations_stops(model: Policy) -> int | list[int] | None:
+    return getattr(getattr(model, "generation_config", None), "eos_token_id", None)
 
 
 def forward_logits(
@@ -335,11 +339,14 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def digests(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """`fingerprint` of the model as sha256, and, as tokenizer, of how that makes tokens of texts."""
+    """`fingerprint` of the model as sha256, and, as tokenizer, of how texts become tokens: where they
+    are padded and cut, and what ends a completion."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend else tokenizer.get_vocab()
     for of_the_last_call in ("padding", "truncation"):
         rules.pop(of_the_last_call, None)
     about = [rules, tokenizer.special_tokens_map, str(tokenizer.chat_template)]
+    about += [tokenizer.padding_side, tokenizer.truncation_side, tokenizer.model_max_length]
+    about.append(_generations_stops(model))
     text = json.dumps(about, sort_keys=True, default=str)
     return {"sha256": fingerprint(model), "tokenizer": hashlib.sha256(text.encode()).hexdigest()}

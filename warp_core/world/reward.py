@@ -15,7 +15,7 @@ from warp_core.world.models import fingerprint, load_classifier, rendered_chat
 from warp_core.world.own_reward import OwnReward, place_of
 from warp_core.world.prompts import Conversation, Prompt, as_text, with_completion
 from warp_core.world.scorer import PYTHON, VADER, Scorer
-from warp_core.world.vader import Vader
+from warp_core.world.vader import PROGRAM, Vader
 
 SOURCE, NAME = "reward.py", "name.txt"  # in the store
 SCORE_BATCH = 64
@@ -145,4 +145,6 @@ def stored_rewards(
 def _stored(folder: Path, how: Mapping[str, Any]) -> Reward:
     if how.get("function"):
         return OwnReward(folder / SOURCE, how["function"], (folder / NAME).read_text("utf-8"))
+    if (folder / PROGRAM).is_file():
+        return Vader(folder)
     return load_reward(str(folder), how.get("positive_label", ""))
