@@ -305,6 +305,7 @@ COMPARED = {"name": "a", "ours": {"arm": "many", "what": "slerp", "m": 2, "eta":
     ("comparison", "said"),
     [
         ({"theirs": COMPARED["ours"]}, "compares a thing with itself"),
+        ({"theirs": {"arm": "long"}, "at": "equal_kl", "share": 0.5}, "a share is of one policy"),
         ({"theirs": {"arm": "none"}}, "fits 0 of the evaluated policies"),
         ({"theirs": {"arm": "many", "what": "slerp"}}, "fits 4 of the evaluated policies"),
         ({"theirs": {"arm": "many", "whatever": 1}}, "whatever: unknown parameter"),

@@ -13,10 +13,12 @@ import yaml
 
 from reports.bench.config import BenchConfig
 from reports.build.faults import ReportError
+from warp_core import evaluate, study
 from warp_core.config import ConfigError, FrontConfig, WarpConfig, load_params
 from warp_core.store.errors import DamagedError
 from warp_core.store.parameters import Parameters, RunParameters, unknown_parameter
 from warp_core.store.run_folder import read_run
+from warp_core.world import studies
 from warp_core.world.reward_training import RewardConfig
 from warp_core.world.studies import StudyChoice
 
@@ -31,6 +33,10 @@ CONFIGS: dict[str, type[Parameters]] = {  # what checks a notebook's parameters
 STAGES = ("first", "experiments", "last")
 KEYS = {"id", "notebook", "params", "smoke", "run_dir", "study", "reads", "after"}
 TEXT = Path(__file__).resolve().parent.parent / "text"  # the code of tables, sentences, figures
+# What computes the studies' intervals and p, and says which rows they want.
+STATISTICS = [
+    Path(module.__file__) for module in (evaluate, study, studies) if module.__file__ is not None
+]
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class Section:
         """Of what decides how the notebook comes out: parameters, cells, tables, figures; what it reads of
         the repository; results, which it may write itself."""
         cells = [[cell.cell_type, cell.source] for cell in read_notebook(self.notebook).cells]
-        code = [_sha256(file) for file in sorted(TEXT.glob("*.py"))]
+        code = [_sha256(file) for file in [*sorted(TEXT.glob("*.py")), *STATISTICS]]
         given = [p for p in self.reads if p.startswith(("reports/", "params/"))]
         of_root = self._contents(self.root, given)
         results = self._contents(self.runs, [p for p in self.reads if p not in given])

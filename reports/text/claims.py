@@ -190,7 +190,7 @@ def counted(found: Sequence[Verdict]) -> str:
     """How many of the paper's claims, and of the others, hold, do not, cannot be told."""
     others = [v for v in found if v not in of_paper(found)]
     return (
-        f"{tally_of_paper(found)}. Остальные, наши и исходного отчёта "
+        f"{tally_of_paper(found)}. Остальные: наши, исходного отчёта и других работ "
         f"({len(others)}): {_tally(others)}. Утверждения статьи по вердиктам:"
     )
 

@@ -202,10 +202,12 @@ def health(metrics: Rows, params: Mapping[str, Any]) -> list[str]:
     for (i, m), rows in sorted(_grouped(shown, "iteration", "run").items()):
         who = f"Запуск {m} итерации {i}"
         for stop in _stops(rows):
+            left = "взяты веса до последнего обновления"
+            left = "ни одного обновления не было" if stop["step"] == 1 else left
             sentences.append(
                 f"{who} остановлен на шаге {stop['step']}: KL к якорю "
                 f"{number(stop['kl_anchor'])} ната больше max_kl = {number(params['max_kl'])}; "
-                "взяты веса до последнего обновления."
+                f"{left}."
             )
         for column, what in (("same", "одинаковы"), ("empty", "пусты")):
             bad = [row for row in rows if row[column] > MOST]

@@ -50,14 +50,12 @@ def with_commas(ax: Axes) -> None:
         axis.set_major_formatter(FuncFormatter(lambda value, _: decimal(value)))
 
 
-def root_scale(
-    ax: Axes, label: str = "KL(π‖sft), нат на ответ, √-шкала", most: float | None = None
-) -> None:
+def root_scale(ax: Axes) -> None:
     """A KL grows as the square of how far weights are moved: its root is the axis.
 
     For a figure whose marks are all drawn.
     """
-    most = most or ax.dataLim.x1
+    most = ax.dataLim.x1
     ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
     ticks = [x for x in KL_TICKS if x <= 1.05 * most]
     chosen = ticks[:1]
@@ -68,7 +66,7 @@ def root_scale(
     ax.xaxis.set_minor_locator(NullLocator())
     with_commas(ax)
     ax.set_xlim(-0.0005 * most, 1.06 * most)
-    ax.set_xlabel(label)
+    ax.set_xlabel("KL(π‖sft), нат на ответ, √-шкала")
 
 
 def above(ax: Axes, columns: int = 2, **more: Any) -> None:
@@ -189,7 +187,7 @@ def front(summary: Mapping[str, Any], ax: Axes) -> Axes:
     warp = {"kl": summary["kl_warp_sft"], "reward": summary["warp_reward"]}
     style = {"color": COLORS[3], "marker": "*", "markersize": 11, "label": "WARP-модель"}
     _with_errors(ax, warp, "WARP-модель", **style)
-    root_scale(ax, most=max(kl for kl, _ in means))
+    root_scale(ax)
     ax.set_ylabel("Средняя награда, баллы")
     above(ax, columns=1)
     return ax

@@ -4,9 +4,10 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
+from reports.text.statistics import SCALES
 from reports.text.svg import COLORS, QUIET
-from reports.text.verdicts import MAIN, MARKS, SMALL, Verdict
-from reports.text.words import decimal, number, unbroken
+from reports.text.verdicts import MAIN, MARKS, SMALL, UNITS, Verdict
+from reports.text.words import NBSP, decimal, unbroken
 
 # Of a row, in its units: height, width, margin beside what is drawn.
 ROW, WIDTH, EDGE = 22, 160, 6
@@ -84,8 +85,8 @@ def _interval(v: Verdict, reach: float) -> list[str]:
     color = f"var(--c0, {COLORS[0]})" if v.comparison.primary else f"var(--quiet, {QUIET})"
     parts = [
         f'<circle cx="{_x(each, reach):.1f}" cy="11" r="3" style="fill: {color}; fill-opacity: 0.3">'
-        f"<title>seed {seed}: {number(each, 0.1)}</title></circle>"
-        for seed, each in v.by_seed.items()
+        f"<title>seed {seed}: {said}</title></circle>"
+        for (seed, each), said in zip(v.by_seed.items(), v.told([*v.by_seed.values()]), strict=True)
     ]
     if v.between:
         low, mean, high = (_x(v.between[end], reach) for end in ENDS)
@@ -118,10 +119,17 @@ def data(found: Sequence[Verdict]) -> list[dict[str, Any]]:
     """Behind `table`: a row a claim and training."""
     rows = []
     for v in found:
+        measure, scale = v.comparison.measure, SCALES.get(v.comparison.measure, 1)
         about = {"study": v.study.name, "claim": v.comparison.claim, "verdict": v.word}
-        about |= {"measure": v.comparison.measure, "primary": v.comparison.primary}
-        about |= {key: v.between.get(key) for key in ("mean", "low", "high")}
+        about |= {
+            "measure": measure,
+            "unit": UNITS[measure][0].replace(NBSP, " "),
+            "primary": v.comparison.primary,
+        }
+        about |= {key: scale * v.between[key] if v.between else None for key in ENDS}
         about |= {"p": v.p if v.between else None}
-        for seed, each in v.by_seed.items() or [(None, None)]:
-            rows.append(about | {"seed": seed, "difference": each})
+        for seed, each in v.by_seed.items():
+            rows.append(about | {"seed": seed, "difference": scale * each})
+        if not v.by_seed:
+            rows.append(about | {"seed": None, "difference": None})
     return rows

@@ -56,6 +56,8 @@ def comparisons(study: Study) -> list[Comparison]:
                 mistakes.append(f"{where}: {side} fits {len(found)} of the evaluated policies")
             if found and each.at == "equal_kl" and not arms:
                 mistakes.append(f"{where}: {side} is θ_sft, which no KL above 0 has")
+        if each.at == "equal_kl" and each.share != 1:
+            mistakes.append(f"{where}: a share is of one policy, not of a curve at equal KL")
         if each.expected.startswith("not") and each.measure != "reward":
             mistakes.append(f"{where}: {each.expected} is of rewards, which alone have a margin")
     if mistakes:

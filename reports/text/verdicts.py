@@ -184,12 +184,16 @@ class Verdict:
         return f"{mean} [{low}; {high}]"
 
     def _numbers(self) -> list[str]:
+        return self.told([self.between[key] for key in ("mean", "low", "high")])
+
+    def told(self, values: Sequence[float]) -> list[str]:
+        """Values of the measure in its unit, with its places; with more where all are too small."""
         measure = self.comparison.measure
         error = 10.0 ** (1 - UNITS[measure][1])
-        ends = [self.between[key] * SCALES.get(measure, 1) for key in ("mean", "low", "high")]
-        if 0 < max(map(abs, ends)) < error / 20:  # too small for these places, and perhaps not 0
-            error = max(map(abs, ends))
-        return [number(end, error) for end in ends]
+        scaled = [value * SCALES.get(measure, 1) for value in values]
+        if 0 < max(map(abs, scaled), default=0) < error / 20:  # and perhaps not 0
+            error = max(map(abs, scaled))
+        return [number(value, error) for value in scaled]
 
     @property
     def sentence(self) -> str:
@@ -254,7 +258,7 @@ def _corrected(found: Sequence[Verdict]) -> list[float]:
             ps[k] = math.nan
         elif v.between and not v.comparison.primary:
             others.append(k)
-    primary = [k for k, v in enumerate(found) if v.comparison.primary]
+    primary = [k for k, v in enumerate(found) if v.comparison.primary and not math.isnan(ps[k])]
     for which, correct in ((primary, holm), (others, false_discovery_control)):
         if which:
             for k, p in zip(which, correct([ps[k] for k in which]), strict=True):

@@ -9,6 +9,7 @@ import nbformat
 import project
 import pytest
 
+from reports.build import plan
 from reports.build.__main__ import main
 from reports.build.faults import ReportError
 from reports.build.plan import load_project, parameters_of
@@ -33,6 +34,11 @@ def test_what_changed_is_not_done(copy: Path, file: str, change, again: set[str]
     path.write_text(changed, encoding="utf-8")
     sections = load_project(copy, smoke=False).sections
     assert {section.id for section in sections if not section.is_done()} == again
+
+
+def test_other_statistics_of_the_studies_show_them_again(copy: Path, monkeypatch) -> None:
+    monkeypatch.setattr(plan, "STATISTICS", plan.STATISTICS[:2])
+    assert not any(section.is_done() for section in load_project(copy, smoke=False).sections)
 
 
 def test_rows_written_while_a_notebook_ran_are_not_done(copy: Path) -> None:

@@ -107,7 +107,9 @@ def test_a_run_that_was_stopped_or_collapsed_is_told():
     stopped[-1]["same"] = 0.75
     (stop, same) = experiment.health(stopped, LIMITED)
     assert "Запуск 2 итерации 2 остановлен на шаге 2: KL к якорю 12,50 нат" in stop
-    assert "max_kl = 10,00" in stop
+    assert "max_kl = 10,00; взяты веса до последнего обновления." in stop
+    (at_once, *_) = experiment.health(stopped_at(1), LIMITED)
+    assert at_once.endswith("ни одного обновления не было.")
     assert "на шаге 2 впервые больше половины ответов батча одинаковы (75,0\u00a0%)" in same
 
 

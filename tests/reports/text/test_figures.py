@@ -41,6 +41,7 @@ def test_a_front_is_drawn_with_its_runs_and_without():
     warp = summary(kl=4.0)
     with_runs = figures.front(warp | {"front": FRONT, "front_runs": runs}, figures.new_axes())
     assert len(legend(drawn(with_runs))) == 4
+    assert with_runs.get_xlim()[1] > 12.0  # which is beyond the front's end
     without = figures.front(warp | {"front": FRONT, "front_runs": []}, figures.new_axes())
     assert set(legend(drawn(without))) == {"фронт: SLERP, LITI с η", "WARP-модель"}
     assert "запуск" not in "".join(legend(without))

@@ -243,6 +243,18 @@ def test_the_forest_has_a_row_a_claim_and_a_dot_a_training(project):
     assert len(forest.data(found)) == sum(len(v.by_seed) for v in found)
 
 
+def test_a_training_in_the_forest_is_in_the_unit_of_its_claim():
+    v = verdict(-0.14, -0.25, -0.3, expected="less")
+    v = replace(v, comparison=v.comparison.model_copy(update={"measure": "distinct_pairs"}))
+    assert "<title>seed 1: −14,0</title>" in forest.table([v])
+    (row, *_) = forest.data([v])
+    assert (row["unit"], row["seed"]) == ("п. п.", 1)
+    assert row["difference"] == pytest.approx(-14.0)
+    assert row["mean"] == pytest.approx(-23.0)
+    small = replace(v, by_seed={1: 4.6e-6, 2: 5e-6})
+    assert "seed 1: 0,00046<" in forest.table([small])
+
+
 def test_partial_rows_are_shown_and_said(project):
     every = project(0.3)
     for study in every:
@@ -377,11 +389,12 @@ def test_p_is_corrected_by_holm_among_the_primary_and_by_benjamini_and_hochberg_
         found(None),
         found(0.02),
         found(0.001, expected="not_less"),
+        found(0.001, primary=True, expected="not_less"),
     ]
     corrected = verdicts._corrected(given)
     assert corrected[:4] == pytest.approx([0.04, 0.02, 0.03, 1.0])
     assert corrected[5] == pytest.approx(0.03)
-    assert math.isnan(corrected[6])
+    assert all(map(math.isnan, corrected[6:]))
 
 
 def test_a_primary_comparison_needs_five_trainings(project):
