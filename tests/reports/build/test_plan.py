@@ -9,10 +9,9 @@ import nbformat
 import project
 import pytest
 
-from reports.build import plan
 from reports.build.__main__ import main
 from reports.build.faults import ReportError
-from reports.build.plan import load_project, parameters_of
+from reports.build.plan import STATISTICS, load_project, parameters_of
 from reports.build.run import Running, _finish
 from warp_core.store.files import seal_json, seal_text
 
@@ -37,7 +36,7 @@ def test_what_changed_is_not_done(copy: Path, file: str, change, again: set[str]
 
 
 def test_other_statistics_of_the_studies_show_them_again(copy: Path, monkeypatch) -> None:
-    monkeypatch.setattr(plan, "STATISTICS", plan.STATISTICS[:2])
+    monkeypatch.setattr("reports.build.plan.STATISTICS", STATISTICS[:2])
     assert not any(section.is_done() for section in load_project(copy, smoke=False).sections)
 
 
