@@ -227,13 +227,14 @@ def beside(path: Path) -> dict[str, Any]:
 
 
 def sweep(folder: Path, pattern: str = ".*") -> None:
-    """Remove what processes that were killed had begun to write; none may be at work there.
+    """Remove what processes that were killed had begun to write; none may be at work there. What a network
+    file system keeps for a reader goes another time.
 
     Args:
         pattern: for what lies in `folder`; of it only what has a name of `beside` is removed.
     """
     for path in [path for path in folder.glob(pattern) if _LEFT.fullmatch(path.name)]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> str:
