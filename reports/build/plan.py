@@ -13,12 +13,11 @@ import yaml
 
 from reports.bench.config import BenchConfig
 from reports.build.faults import ReportError
-from warp_core import evaluate, study
 from warp_core.config import ConfigError, FrontConfig, WarpConfig, load_params
 from warp_core.store.errors import DamagedError
+from warp_core.store.machine import LIBRARY
 from warp_core.store.parameters import Parameters, RunParameters, unknown_parameter
 from warp_core.store.run_folder import read_run
-from warp_core.world import studies
 from warp_core.world.reward_training import RewardConfig
 from warp_core.world.studies import StudyChoice
 
@@ -34,9 +33,7 @@ STAGES = ("first", "experiments", "last")
 KEYS = {"id", "notebook", "params", "smoke", "run_dir", "study", "reads", "after"}
 TEXT = Path(__file__).resolve().parent.parent / "text"  # the code of tables, sentences, figures
 # What computes the studies' intervals and p, and says which rows they want.
-STATISTICS = [
-    Path(module.__file__) for module in (evaluate, study, studies) if module.__file__ is not None
-]
+STATISTICS = [LIBRARY / name for name in ("evaluate.py", "study.py", "world/studies.py")]
 
 
 @dataclass(frozen=True)

@@ -158,9 +158,7 @@ def plane(
         axes = (lambda row: value(row, "kl")), (lambda row: scaled(row, measure))
         begin = start if len({policy_name(row) for row in chosen}) > 1 else None
         curve(ax, chosen, *axes, f"{each['label']} ({n})", begin, **style_of(keys))
-    with_sft(ax, *start)
-    root_scale(ax)
-    ax.set_ylabel(AXES[measure])
+    as_plane(ax, start, measure)
     if legend:
         above(ax, columns=2 if len(ax.get_legend_handles_labels()[1]) > 5 else 1)
     return ax
@@ -177,10 +175,12 @@ def of_curve(each: Keys, rows: Sequence[Row]) -> tuple[Keys, list[Row]]:
     return keys, [row for row in rows if fits(row, keys)]
 
 
-def with_sft(ax: Axes, kl: float, measured: float) -> None:
-    """Where θ_sft is."""
-    (drawn,) = ax.plot(kl, measured, "+", color=BLACK, markersize=11, label="SFT-модель", zorder=4)
-    tells(drawn, f"SFT-модель: {number(measured, 0.1)}")
+def as_plane(ax: Axes, start: tuple[float, float], measure: str = "reward") -> None:
+    """The axes of KL and a measure, once all is drawn; θ_sft is at the start."""
+    (drawn,) = ax.plot(*start, "+", color=BLACK, markersize=11, label="SFT-модель", zorder=4)
+    tells(drawn, f"SFT-модель: {number(start[1], 0.1)}")
+    root_scale(ax)
+    ax.set_ylabel(AXES[measure])
 
 
 def data_of(rows: Sequence[Row], *measures: str) -> list[dict[str, Any]]:

@@ -202,8 +202,10 @@ def health(metrics: Rows, params: Mapping[str, Any]) -> list[str]:
     for (i, m), rows in sorted(_grouped(shown, "iteration", "run").items()):
         who = f"Запуск {m} итерации {i}"
         for stop in _stops(rows):
-            left = "взяты веса до последнего обновления"
-            left = "ни одного обновления не было" if stop["step"] == 1 else left
+            updated = stop["step"] > 1
+            left = (
+                "взяты веса до последнего обновления" if updated else "ни одного обновления не было"
+            )
             sentences.append(
                 f"{who} остановлен на шаге {stop['step']}: KL к якорю "
                 f"{number(stop['kl_anchor'])} ната больше max_kl = {number(params['max_kl'])}; "

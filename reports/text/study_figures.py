@@ -19,6 +19,7 @@ from reports.text.curves import (
     THIN,
     Keys,
     Shown,
+    as_plane,
     curve,
     data_of,
     means,
@@ -27,7 +28,6 @@ from reports.text.curves import (
     sft_of,
     style_of,
     trainings,
-    with_sft,
 )
 from reports.text.figures import above, new_axes, root_scale
 from reports.text.policies import grouped, policy_name
@@ -109,9 +109,7 @@ def _by_iteration(study: Study, rows: Sequence[Row]) -> Shown | None:
     for each in (c for c in study.curves if c.get("t") == 240):
         keys, long = of_curve(each, rows)
         _kl_reward(ax, long, each["label"], start, style_of(keys))
-    with_sft(ax, *start)
-    root_scale(ax)
-    ax.set_ylabel(AXES["reward"])
+    as_plane(ax, start)
     above(ax, columns=1)
     caption = (
         "Фронты после 1–4 итераций по два слитых запуска и фронт одного запуска на 240 шагов — "
@@ -281,9 +279,7 @@ def _by_merged(rows: Sequence[Row]) -> Shown:
     if four := [row for row in rows if fits(row, {"what": "lerp", "m": 4})]:
         fronts["lerp"] = style_of({"what": "lerp", "m": 4}), four
         _kl_reward(ax, four, "LERP 4 запусков, η до 2", start, fronts["lerp"][0])
-    with_sft(ax, *start)
-    root_scale(ax)
-    ax.set_ylabel(AXES["reward"])
+    as_plane(ax, start)
     above(ax, columns=2)
     caption = f"Фронты SLERP с разным числом слитых запусков M, LERP четырёх и сами запуски. {THIN}"
     panels = [ax]
@@ -420,9 +416,7 @@ def _sensitivity(study: Study, rows: Sequence[Row]) -> list[Shown]:
             chosen = [row for row in rows if row["arm"] == arm]
             _kl_reward(ax, chosen, labels[arm], start, style)
         if ax.get_legend_handles_labels()[1]:
-            with_sft(ax, *start)
-            root_scale(ax)
-            ax.set_ylabel(AXES["reward"])
+            as_plane(ax, start)
             above(ax, columns=1, title=title, alignment="left")
             panels.append(ax)
     caption = f"Фронты двух слитых запусков при разных μ, β и η между итерациями. {THIN}"
@@ -458,9 +452,7 @@ def pareto(studies: Mapping[str, Sequence[Row]]) -> Shown | None:
     ax, start = new_axes(440, 330), (value(sft, "kl"), value(sft, "reward"))
     for label, (rows, keys) in found.items():
         _kl_reward(ax, rows, label, start, style_of(keys))
-    with_sft(ax, *start)
-    root_scale(ax)
-    ax.set_ylabel(AXES["reward"])
+    as_plane(ax, start)
     above(ax, columns=1)
     caption = (
         "Награда и KL к SFT-модели при равном числе шагов обучения: фронты LITI четырёх слитых запусков и "
