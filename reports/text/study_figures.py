@@ -155,15 +155,6 @@ def over_front(
     return ax
 
 
-LIKE = dict(  # policies that a method of `BY_STEPS` is drawn like
-    zip(
-        BY_STEPS,
-        ({"what": "slerp", "m": 4}, {"what": "slerp", "iteration": 2}, {"what": "run", "t": 120}),
-        strict=True,
-    )
-)
-
-
 def _compute(rows: Sequence[Row]) -> Shown | None:
     """Reward at one KL over the steps of training of all runs."""
     if not (data := at_one_kl(rows, sft_of(rows))):
@@ -171,7 +162,8 @@ def _compute(rows: Sequence[Row]) -> Shown | None:
     ax = new_axes(440, 300)
     for label, of_method in grouped(data, itemgetter("method")).items():
         rewards = _rewards(of_method, "steps")
-        style = style_of(LIKE[label])
+        keys, unit, steps = BY_STEPS[label]
+        style = style_of({**keys, unit: max(rewards) // steps})  # as its front of most steps
         trainings(ax, rewards, **style)
         means(ax, rewards, lambda at, label=label: f"{label}, шагов {at}", label, **style)
     ax.set_xticks(sorted({row["steps"] for row in data}))
