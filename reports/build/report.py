@@ -39,7 +39,7 @@ def compile_report(project: Project) -> str:
         project.title,
         byline(project),
         provenance(project),
-        " ".join(first_sentences(project)),
+        description(project),
         picture(project) or b"",
         project.smoke,
     )
@@ -58,9 +58,19 @@ def picture(project: Project) -> bytes | None:
 
 def first_sentences(project: Project) -> list[str]:
     """What the report begins with: the items of its first section's first list, without marks."""
+    return [re.sub(r"\*\*|\s*\[@[^\]]+\]", "", item) for item in _first_items(project)]
+
+
+def description(project: Project) -> str:
+    """What of them is bold, for those who list pages."""
+    bold = [each for item in _first_items(project) for each in re.findall(r"\*\*(.+?)\*\*", item)]
+    return "".join(f"{each}. " for each in bold).strip()
+
+
+def _first_items(project: Project) -> list[str]:
     for data in _outputs(project, project.report[0]):
         if items := re.findall(r"^(?:\d+\.|-) (.+)$", data.get("text/markdown", ""), re.MULTILINE):
-            return [re.sub(r"\*\*|\s*\[@[^\]]+\]", "", item) for item in items]
+            return items
     return []
 
 

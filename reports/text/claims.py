@@ -27,12 +27,21 @@ WHOLE = {
     NONE: "окупается ли WARP целиком, ещё не вычислено",
 }
 ABOVE = {
-    HOLDS: "**Фронт LITI лежит выше траектории того же запуска** при равной KL",
+    HOLDS: "**Фронт LITI лежит выше траектории того же запуска**, то есть его более ранних шагов с той же "
+    "KL",
     LITTLE: "**Фронт LITI лежит чуть выше траектории того же запуска** при равной KL",
     REFUTED: "**Фронт LITI лежит ниже траектории того же запуска** при равной KL",
     ALIKE: "**Фронт LITI и траектория того же запуска неразличимы** при равной KL",
     UNKNOWN: "**Выше ли при равной KL фронт LITI траектории того же запуска, не сказать**",
     NONE: "**Лежит ли фронт LITI выше траектории того же запуска, ещё не вычислено**",
+}
+ORDINARY = {  # RL with a KL penalty to θ_sft, and nothing averaged
+    HOLDS: "выше и обычного обучения, с KL-штрафом к SFT-модели",
+    LITTLE: "чуть выше и обычного обучения, с KL-штрафом к SFT-модели",
+    REFUTED: "но ниже обычного обучения, с KL-штрафом к SFT-модели",
+    ALIKE: "от обычного обучения, с KL-штрафом к SFT-модели, неотличим",
+    UNKNOWN: "выше ли он обычного обучения, с KL-штрафом к SFT-модели, не сказать",
+    NONE: "выше ли он обычного обучения, с KL-штрафом к SFT-модели, ещё не вычислено",
 }
 BY_LERP = {
     HOLDS: "SLERP при равной KL выше LERP",
@@ -72,11 +81,12 @@ def headline(found: Sequence[Verdict]) -> list[str]:
     """What a colleague would want to be told, in three sentences."""
     by_name = {v.comparison.name: v for v in found}
     liti, on = by_name["liti_above_trajectory"], by_name["long_run_goes_on"]
-    worth, whole, lerp, anchor, fourth, longer = (
+    worth, whole, ordinary, lerp, anchor, fourth, longer = (
         _said(by_name[name], by_word)
         for name, by_word in (
             ("four_against_one", WORTH),
             ("four_iterations_against_one", WHOLE),
+            ("liti_above_sft_trajectory", ORDINARY),
             ("slerp_above_lerp_at_equal_kl", BY_LERP),
             ("ema_above_sft", BY_ANCHOR),
             ("fourth_is_worse", FOURTH),
@@ -88,7 +98,7 @@ def headline(found: Sequence[Verdict]) -> list[str]:
         further = f"; при η = 1 (KL у каждого своя) награда одного запуска больше ({_told(on)})"
     return [
         f"{worth}{further}; {whole}.",
-        f"{_said(liti, ABOVE)}{_along(liti)}; {lerp}; {anchor}.",
+        f"{_said(liti, ABOVE)}{_along(liti)}; {ordinary}; {lerp}; {anchor}.",
         "**В исходном отчёте слияние ничего не усредняло** (seed у запусков, судя по совпавшим кривым, был "
         "один), а награда у всех моделей была одной с точностью до 10⁻⁵ и, видимо, не зависела от текста. "
         f"Здесь {fourth}; {longer}.",
@@ -191,7 +201,7 @@ def counted(found: Sequence[Verdict]) -> str:
     others = [v for v in found if v not in of_paper(found)]
     return (
         f"{tally_of_paper(found)}. Остальные: наши, исходного отчёта и других работ "
-        f"({len(others)}): {_tally(others)}. Утверждения статьи по вердиктам:"
+        f"({len(others)}): {_tally(others)}. Утверждения статьи по вердиктам (номера рисунков — её):"
     )
 
 
@@ -233,11 +243,10 @@ def sorted_out(found: Sequence[Verdict]) -> list[str]:
     lines = []
     for word, name in SAID.items():
         of_word = [v for v in of_paper(found) if v.word == word]
-        told = word not in (HOLDS, NONE)  # those are many, and in the table
         by_study: dict[str, list[str]] = {}
         for v in of_word:
             figure = v.comparison.source.removeprefix("статья, ")
-            effect = f"{v.effect}{v.unlike}; " if told else ""
+            effect = f"{v.effect}{v.unlike}; " if word != NONE else ""
             said = f"{lowered(v.comparison.claim)} ({effect}{figure})"
             by_study.setdefault(f"[@study_{v.study.name}]", []).append(said)
         said = "; ".join(f"{', '.join(each)} — {study}" for study, each in by_study.items())
@@ -248,14 +257,15 @@ def sorted_out(found: Sequence[Verdict]) -> list[str]:
 def glossary() -> pd.DataFrame:
     """What the words of the first screen stand for."""
     words = {
-        "запуск": "T шагов обучения с подкреплением, строки 4–10 алгоритма",
+        "запуск": "T шагов обучения с подкреплением, строки 4–10 алгоритма WARP",
         "обучение": "весь алгоритм от SFT-модели; обучения различаются значением seed (часть — ещё и "
         "коммитом и процессором), интервалы — ДИ по обучениям",
         "SFT-модель": "модель до обучения с подкреплением, начало всех запусков",
         "KL": "расхождение Кульбака — Лейблера с SFT-моделью, нат на ответ: как далеко ушла политика",
         "балл": "единица шкалы от −4 до 4, по которой люди оценивали предложения из отзывов; в ней же "
         "и награда",
-        "EMA": "экспоненциальное скользящее среднее весов политики; якорь — то, до чего считается KL-штраф",
+        "EMA": "экспоненциальное скользящее среднее весов политики",
+        "якорь": "веса, до которых считается KL-штраф: EMA запуска, как в статье, или SFT-модель",
         "SLERP, LERP": "сферическое и обычное среднее векторов задач — того, что запуски изменили в весах",
         "LITI, η": "интерполяция к начальным весам; η — пройденная доля пути, при η > 1 — экстраполяция",
         "фронт": "награда и KL политик при всех η; траектория — политик по шагам запуска",
@@ -263,6 +273,9 @@ def glossary() -> pd.DataFrame:
         "λ": "вес второго запуска в слиянии двух",
         "β, μ, lr": "коэффициент при KL-штрафе; скорость EMA; скорость обучения (шаг Adam)",
         "seed": "начальное значение генератора случайных чисел",
-        "ДИ, п. п.": "доверительный интервал; процентный пункт",
+        "ДИ, p, п. п.": "доверительный интервал; вероятность получить такую же или большую разность, если "
+        "на деле её нет; процентный пункт",
+        "основное сравнение, •": "одно из выбранных заранее, на которых держатся выводы; для него нужно "
+        "пять обучений",
     }
     return pd.DataFrame(words.items(), columns=["Слово", "Что значит"])

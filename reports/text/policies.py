@@ -68,7 +68,7 @@ def policies_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def mean_text(values: Sequence[float], places: int) -> str:
-    """«1,31 ± 0,08»: mean and standard error over trainings, as powers of ten where the error would
+    """«1,31 ± 0,08»: mean and standard error between trainings, as powers of ten where the error would
     be 0,00, and «0 ± 0» where nothing moved."""
     if not values:
         return "—"

@@ -21,7 +21,7 @@ PAPER = {  # arXiv 2406.16768; «—» is what it does not say
     "eta": "0,5; конечный 0,3",
     "temperature": "0,9",
     "max_new_tokens": "—",
-    "baseline": "вариант REINFORCE",
+    "baseline": "—",
     "differ": "порядком промптов",
     "trainings": "1; рис. 4b — 5",
 }

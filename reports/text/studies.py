@@ -2,6 +2,7 @@
 costs."""
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from reports.text.statistics import Row, fits, value
 from reports.text.words import number
 from warp_core.study import wanted
 from warp_core.world.studies import Study
+
+NEAR = 9  # nats, which runs with either anchor come to
 
 
 def question(study: Study, rows: Sequence[Row]) -> str:
@@ -34,7 +37,10 @@ def further_tables(study: Study, rows: Sequence[Row]) -> dict[str, tuple[str, pd
     """What one study has beside what all have: label -> caption, table; without those that are empty."""
     tables = {}
     if study.name == "merge":
-        tables["lemmas"] = ("Леммы статьи на настоящих весах, по обучениям.", lemmas_table(rows))
+        caption = (
+            "Леммы статьи на настоящих весах: по обучениям, у слияний двух запусков — ещё и по λ."
+        )
+        tables["lemmas"] = (caption, lemmas_table(rows))
     if study.name == "iterations":
         tables["cost"] = (
             "Время обучения, мин (медиана по обучениям): суммарное и у самой долгой цепочки запусков — "
@@ -47,7 +53,8 @@ def further_tables(study: Study, rows: Sequence[Row]) -> dict[str, tuple[str, pd
 
 def remarks(study: Study, rows: Sequence[Row]) -> list[str]:
     """What else its rows say: what training costs, where the text is gone."""
-    said = cost_sentence(rows) if study.name == "iterations" else []
+    of_study = {"iterations": cost_sentence, "anchor": anchor_sentence}.get(study.name)
+    said = of_study(rows) if of_study else []
     # The section of the experiments says it of theirs.
     return said + (collapse_sentence(rows) if study.name != "seed_report" else [])
 
@@ -67,6 +74,29 @@ def cost_sentence(rows: Sequence[Row]) -> list[str]:
         f"На отдельных машинах обучение четырёх запусков заняло бы {number(merged, 1)} мин (столько длится "
         f"самый долгий), один запуск вчетверо длиннее занимает {number(alone, 1)} мин (медианы по "
         "обучениям; [@study_iterations:cost])."
+    ]
+
+
+def anchor_sentence(rows: Sequence[Row]) -> list[str]:
+    """How far runs with either anchor get, and behind how many steps each has its best policy that is not
+    beyond `NEAR`; none without both."""
+
+    def ends(values: Sequence[float]) -> str:
+        return "–".join(dict.fromkeys(f"{f(values):.0f}" for f in (min, max)))
+
+    far, steps = dict[str, str](), dict[str, str]()
+    for arm in ("ema", "sft"):
+        runs = [row for row in rows if fits(row, {"arm": arm, "what": "run"})]
+        trainings = [*grouped(runs, itemgetter("seed")).values()]
+        near = [[row for row in run if value(row, "kl") <= NEAR] for run in trainings]
+        if not runs or not all(near):
+            return []
+        far[arm] = ends([max(value(row, "kl") for row in run) for run in trainings])
+        steps[arm] = ends([max(run, key=lambda row: value(row, "reward"))["t"] for run in near])
+    return [
+        f"С якорем EMA запуск уходит до KL {far['ema']} нат, с якорем SFT — до {far['sft']}, но награда "
+        f"его растёт и там: лучшая политика с KL не больше {NEAR} нат у первого — после {steps['ema']} "
+        f"шагов, у второго — после {steps['sft']} (по обучениям)."
     ]
 
 

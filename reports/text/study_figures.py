@@ -36,6 +36,7 @@ from reports.text.statistics import Row, fits, scaled, value
 from reports.text.studies import moved
 from reports.text.svg import BLACK, QUIET, WHITE, tells
 from reports.text.words import decimal, number
+from warp_core.study import config_of
 from warp_core.world.studies import Study
 
 # What each study shows
@@ -88,7 +89,7 @@ def _merged_and_long(study: Study, rows: Sequence[Row]) -> Shown:
     panels = [plane(study, rows, new_axes(380, 330), curves=chosen)]
     if long:
         panels.append(over_front(others, long, sft, "одного запуска, T = 120"))
-        caption += OVER
+        caption += OVER.format("фронта одного запуска на 120 шагов")
     return Shown(panels, "plane", caption, data_of(rows, "kl", "reward"))
 
 
@@ -111,14 +112,15 @@ def _by_iteration(study: Study, rows: Sequence[Row]) -> Shown | None:
         _kl_reward(ax, long, each["label"], start, style_of(keys))
     as_plane(ax, start)
     above(ax, columns=1)
+    eta = decimal(config_of(study, "iterated", study.seeds[0]).eta)
     caption = (
-        "Фронты после 1–4 итераций по два слитых запуска и фронт одного запуска на 240 шагов — "
-        f"столько же, сколько в четырёх итерациях по два запуска. {THIN}"
+        f"Фронты после 1–4 итераций по два слитых запуска (η между ними {eta}) и фронт одного запуска на "
+        f"240 шагов — столько же, сколько в четырёх итерациях по два запуска. {THIN}"
     )
     panels = [ax]
     if long:
         panels.append(over_front(iterated, long, sft, "одного запуска, T = 240"))
-        caption += OVER
+        caption += OVER.format("фронта одного запуска на 240 шагов")
     return Shown(panels, "iterations", caption, data_of(rows, "kl", "reward"))
 
 
@@ -131,7 +133,7 @@ def _kl_reward(
         curve(ax, rows, *axes, f"{label} ({n})", start, **style)
 
 
-OVER = " Справа — на сколько фронт выше опорного (нуль) в том же обучении при той же KL."
+OVER = " Справа — на сколько остальные выше {} (нуль) в том же обучении при той же KL."
 
 
 def over_front(
@@ -278,7 +280,7 @@ def _by_merged(rows: Sequence[Row]) -> Shown:
     if 4 in fronts:
         _, of_four = fronts.pop(4)
         panels.append(over_front([*fronts.values()], of_four, sft, "SLERP 4 запусков"))
-        caption += OVER
+        caption += OVER.format("фронта SLERP четырёх запусков")
     return Shown(panels, "plane", caption, data_of(rows, "kl", "reward"))
 
 
@@ -308,7 +310,8 @@ def _over_lambda(rows: Sequence[Row]) -> Shown | None:
     above(top, columns=2)
     caption = (
         "Слева — награда между двумя запусками (λ = 0 и 1 — сами запуски): SLERP и LERP. Справа — их "
-        "разность внутри каждого обучения: точки — обучения, ромб — среднее. KL у них при одном λ разная."
+        "разность внутри каждого обучения: точки — обучения, ромб — среднее. KL у SLERP и LERP при одном λ "
+        "разная."
     )
     return Shown([top, below], "lambda", caption, data)
 

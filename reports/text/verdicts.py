@@ -79,7 +79,7 @@ class Verdict:
     between: Mapping[str, float]
     """`between_trainings` of them; empty where too few are there."""
     p: float
-    """Corrected, of no difference; NaN where the claim is another."""
+    """Corrected, of no difference; NaN where the claim is another, or none is made."""
     of: float
     """How many trainings it asks for."""
     curves: Mapping[int, tuple[Curve, Curve]] = field(default_factory=dict)
@@ -136,15 +136,15 @@ class Verdict:
             kl: replace(
                 self,
                 between=between_trainings([float(a.at(kl**0.5) - b.at(kl**0.5)) for a, b in pairs]),
+                p=math.nan,
             )
             for kl in reached
         }
 
     @property
     def unlike(self) -> str:
-        """«, но при KL 9 нат −0,17 [−0,28; −0,07] без поправки»: where two
-        that are alike on average are not, beyond the margin; empty where they are, and of another
-        verdict."""
+        """«, но при KL 9 нат −0,17 [−0,28; −0,07]»: where two that are alike on average are not, beyond
+        the margin; empty where they are, and of another verdict."""
         if self.word != ALIKE:
             return ""
         told = [
@@ -153,7 +153,7 @@ class Verdict:
             if abs(there.between["mean"]) > SMALL
             and there.between["low"] * there.between["high"] > 0
         ]
-        return f", но {', '.join(told)} без поправки" if told else ""
+        return f", но {', '.join(told)}" if told else ""
 
     @property
     def n(self) -> str:
@@ -163,8 +163,8 @@ class Verdict:
 
     @property
     def trainings(self) -> str:
-        """«обучений: 5»."""
-        return f"обучений: {self.n}"
+        """«обучений: 5», or «готово обучений: 3 из 5»."""
+        return f"{'готово ' * ('из' in self.n)}обучений: {self.n}"
 
     @property
     def effect(self) -> str:
@@ -184,12 +184,16 @@ class Verdict:
         return f"{mean} [{low}; {high}]"
 
     def _numbers(self) -> list[str]:
-        return self.told([self.between[key] for key in ("mean", "low", "high")])
+        numbers = [self.between[key] for key in ("mean", "low", "high")]
+        at_margin = any(abs(abs(end) - SMALL) < 0.005 for end in numbers[1:])
+        decides = self.comparison.measure == "reward" and not math.isnan(self.p)
+        return self.told(numbers, 1 if at_margin and decides else 0)
 
-    def told(self, values: Sequence[float]) -> list[str]:
-        """Values of the measure in its unit, with its places; with more where all are too small."""
+    def told(self, values: Sequence[float], further: int = 0) -> list[str]:
+        """Values of the measure in its unit, with its places, or `further` ones; with more where all are
+        too small."""
         measure = self.comparison.measure
-        error = 10.0 ** (1 - UNITS[measure][1])
+        error = 10.0 ** (1 - UNITS[measure][1] - further)
         scaled = [value * SCALES.get(measure, 1) for value in values]
         if 0 < max(map(abs, scaled), default=0) < error / 20:  # and perhaps not 0
             error = max(map(abs, scaled))

@@ -9,8 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from invented import summary
 
-from reports.text import claims, curves, forest, policies, readme, studies, study_figures, verdicts
+from reports.text import (
+    claims,
+    comparison,
+    curves,
+    forest,
+    policies,
+    readme,
+    studies,
+    study_figures,
+    verdicts,
+)
 from reports.text.figures import figure_of
 from reports.text.statistics import Curve, comparisons, load_study
 from reports.text.svg import svg_text
@@ -265,7 +276,7 @@ def test_partial_rows_are_shown_and_said(project):
             for panel in figure.panels:
                 svg_text(figure_of(panel), figure.caption)
     found = verdicts.of_studies(every)
-    assert all(v.effect.startswith("обучений: ") for v in found if not v.between)
+    assert all(v.effect.startswith("готово обучений: ") for v in found if not v.between)
     paper = len(claims.of_paper(found))
     said = claims.counted(found)
     for n in (paper, len(found) - paper):
@@ -280,7 +291,7 @@ def test_two_trainings_give_no_verdict_where_three_are_asked_for(project):
         write_jsonl(study.path, rows)
     found = verdicts.of_studies(every)
     assert {(v.word, len(v.by_seed)) for v in found} == {(verdicts.NONE, 2)}
-    assert all(v.effect == f"обучений: 2 из {v.of}" for v in found)
+    assert all(v.effect == f"готово обучений: 2 из {v.of}" for v in found)
 
 
 def test_differences_are_of_one_training_at_one_kl_and_not_beyond_the_front():
@@ -348,7 +359,8 @@ def test_the_word_of_a_verdict():
     less = [-0.04, -0.05, -0.06, -0.05, -0.05]  # told from zero, and nothing to speak of
     assert verdict(*less).word == verdicts.REFUTED
     assert verdict(*less, expected="less").word == verdicts.LITTLE
-    assert verdict(*clear, of=8).trainings == "обучений: 5 из 8"
+    assert verdict(*clear, of=8).trainings == "готово обучений: 5 из 8"
+    assert verdict(*clear, of=5).trainings == "обучений: 5"
     assert "обучений: 5 из 8" in verdict(*clear, of=8).sentence.replace("\u00a0", " ")
 
 
@@ -410,7 +422,12 @@ def test_each_first_sentence_tells_of_its_comparisons(project):
     """Each has an effect of its own, in the order of the sentences."""
     told = [
         ["four_against_one", "long_run_goes_on", "four_iterations_against_one"],
-        ["liti_above_trajectory", "slerp_above_lerp_at_equal_kl", "ema_above_sft"],
+        [
+            "liti_above_trajectory",
+            "liti_above_sft_trajectory",
+            "slerp_above_lerp_at_equal_kl",
+            "ema_above_sft",
+        ],
         ["fourth_is_worse", "t30_gains"],
     ]
     names = [*itertools.chain(*told)]
@@ -507,7 +524,7 @@ def test_where_two_that_are_alike_on_average_are_not_is_said():
     assert v.word == verdicts.ALIKE
     assert v.unlike == ""
     v = replace(v, curves={k: pair(k) for k in (1, 2, 3)})
-    assert v.unlike == (", но при KL\u00a09 нат −0,20 [−0,20; −0,20] без поправки")
+    assert v.unlike == (", но при KL\u00a09 нат −0,20 [−0,20; −0,20]")
     assert v.sentence.endswith(f"{v.unlike}.")
     assert replace(v, p=0.01).unlike == ""  # told from zero, and of another word
 
@@ -598,6 +615,47 @@ def test_the_cost_of_merging_is_told_in_time_too(project):
     (said,) = studies.remarks(iterations, rows)
     assert "занимает 1,0 мин" in said.replace("\u00a0", " ")
     assert studies.cost_sentence([row for row in rows if row["arm"] != "merged"]) == []
+
+
+def test_the_study_of_anchors_says_where_their_runs_stand_at_one_kl():
+    """A run with the SFT anchor goes on learning where its KL stands still."""
+
+    def run(arm, seed, *points):
+        return [
+            {"arm": arm, "what": "run", "seed": seed, "t": t, "kl": kl, "reward": reward}
+            for t, kl, reward in points
+        ]
+
+    ema = [(15, 4.0, 1.0), (30, 8.0, 1.5), (60, 20.0, 2.5)]
+    sft = [(15, 4.0, 1.0), (30, 8.0, 1.4), (60, 8.9, 1.8), (90, 9.6, 1.9)]
+    rows = [*run("ema", 1, *ema), *run("ema", 2, *ema[:2], (45, 8.5, 1.6), (60, 24.4, 2.6))]
+    assert studies.anchor_sentence(rows) == []
+    rows += [*run("sft", 1, *sft), *run("sft", 2, *sft, (120, 8.7, 2.0))]
+    (said,) = studies.anchor_sentence(rows)
+    assert "до KL 20–24 нат, с якорем SFT — до 10, " in said
+    assert "KL не больше 9 нат у первого — после 30–45 шагов, у второго — после 60–120 (" in said
+
+
+def test_the_seed_reports_questions_are_answered_by_one_training_and_by_many(project):
+    found = verdicts.of_studies(project())
+    rows = verdicts.load_rows(next(v.study for v in found if v.study.name == "seed_report"))
+    summaries = {f"experiment_{k}": summary(difference=0.1 * k) for k in (3, 4)}
+    _, rewards, *_, worse, further = comparison.questions(summaries, found, rows)
+    gains = [
+        row["reward"]["mean"] - row["sft_reward"] for row in rows if row["arm"] == "experiment_4"
+    ]
+    assert "эксперимента на 0,30 ± 0,10, четвёртого — на 0,40" in rewards.replace("\xa0", " ")
+    assert f" и {policies.mean_text(gains, 2)} (5) (" in rewards
+    assert "по обучениям" not in comparison.questions(summaries, found, [])[1]
+    assert "просела (на 7,1·10⁻⁶)" in worse
+    assert "обучений: 3" in further
+
+
+def test_an_interval_that_would_end_at_the_margin_is_written_further():
+    """By its end it is told whether a difference is small."""
+    inside, outside = verdict(0.068, 0.07, 0.072, of=3), verdict(0.0565, 0.0700, 0.0835, of=3)
+    assert (inside.word, inside.effect_alone) == (verdicts.LITTLE, "0,07 [0,07; 0,07]")
+    assert (outside.word, outside.effect_alone) == (verdicts.HOLDS, "0,070 [0,036; 0,104]")
 
 
 def test_rows_of_other_parameters_are_not_shown(project):
