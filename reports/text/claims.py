@@ -75,13 +75,21 @@ LONGER = {
     UNKNOWN: "выше ли награда при T = 30, чем при T = 10, не сказать",
     NONE: "выше ли награда при T = 30, чем при T = 10, ещё не вычислено",
 }
+LONGEST = {
+    HOLDS: "при T = 100 — выше, чем при T = 30",
+    LITTLE: "при T = 100 — чуть выше, чем при T = 30",
+    REFUTED: "при T = 100 — ниже, чем при T = 30",
+    ALIKE: "при T = 100 и T = 30 неразличима",
+    UNKNOWN: "выше ли при T = 100, чем при T = 30, не сказать",
+    NONE: "при T = 100 ещё не вычислена",
+}
 
 
 def headline(found: Sequence[Verdict]) -> list[str]:
     """What a colleague would want to be told, in three sentences."""
     by_name = {v.comparison.name: v for v in found}
     liti, on = by_name["liti_above_trajectory"], by_name["long_run_goes_on"]
-    worth, whole, ordinary, lerp, anchor, fourth, longer = (
+    worth, whole, ordinary, lerp, anchor, fourth, longer, longest = (
         _said(by_name[name], by_word)
         for name, by_word in (
             ("four_against_one", WORTH),
@@ -91,6 +99,7 @@ def headline(found: Sequence[Verdict]) -> list[str]:
             ("ema_above_sft", BY_ANCHOR),
             ("fourth_is_worse", FOURTH),
             ("t30_gains", LONGER),
+            ("t100_gains", LONGEST),
         )
     )
     further = ""
@@ -101,7 +110,7 @@ def headline(found: Sequence[Verdict]) -> list[str]:
         f"{_said(liti, ABOVE)}{_along(liti)}; {ordinary}; {lerp}; {anchor}.",
         "**В исходном отчёте слияние ничего не усредняло** (seed у запусков, судя по совпавшим кривым, был "
         "один), а награда у всех моделей была одной с точностью до 10⁻⁵ и, видимо, не зависела от текста. "
-        f"Здесь {fourth}; {longer}.",
+        f"Здесь {fourth}; {longer}, {longest}.",
     ]
 
 

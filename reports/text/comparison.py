@@ -143,6 +143,7 @@ def questions(
     asked = {
         "t30_gains": "T = 30 против 10",
         "t100_gains": "T = 100 против 30",
+        "t100_diversity": "разнообразие при T = 100",
         "warmup_at_t30": "прогрев при T = 30",
     }
     lines += [
