@@ -7,8 +7,9 @@ import pandas as pd
 from reports.text.verdicts import ALIKE, HOLDS, LITTLE, NONE, REFUTED, SMALL, UNKNOWN, Verdict
 from reports.text.words import decimal, lowered, nats
 
-FRONTS = "при равной KL фронт четырёх слитых запусков по 30 шагов"
-LONG = "фронта LITI одного запуска на 120 шагов"
+USUAL = 5  # trainings of a comparison, where its sentence does not name them
+FRONTS = "фронт четырёх слитых по 30 шагов"
+LONG = "фронта LITI одного на 120"
 WORTH = {
     HOLDS: f"**Слияние окупается**: {FRONTS} выше {LONG}",
     LITTLE: f"**Слияние окупается, но мало**: {FRONTS} чуть выше {LONG}",
@@ -19,10 +20,10 @@ WORTH = {
     NONE: "**Окупается ли слияние, ещё не вычислено**: четыре слитых запуска и один вчетверо длиннее",
 }
 WHOLE = {
-    HOLDS: "фронт WARP целиком (I = 4, M = 2) выше фронта LITI одного запуска на 240 шагов",
-    LITTLE: "фронт WARP целиком (I = 4, M = 2) чуть выше фронта LITI одного запуска на 240 шагов",
-    REFUTED: "фронт WARP целиком (I = 4, M = 2) ниже фронта LITI одного запуска на 240 шагов",
-    ALIKE: "фронт WARP целиком (I = 4, M = 2) неотличим от фронта LITI одного запуска на 240 шагов",
+    HOLDS: "фронт WARP целиком (I = 4, M = 2) выше фронта LITI одного на 240",
+    LITTLE: "фронт WARP целиком (I = 4, M = 2) чуть выше фронта LITI одного на 240",
+    REFUTED: "фронт WARP целиком (I = 4, M = 2) ниже фронта LITI одного на 240",
+    ALIKE: "фронт WARP целиком (I = 4, M = 2) неотличим от фронта LITI одного на 240",
     UNKNOWN: "окупается ли WARP целиком (I = 4, M = 2), не сказать",
     NONE: "окупается ли WARP целиком, ещё не вычислено",
 }
@@ -104,11 +105,11 @@ def headline(found: Sequence[Verdict]) -> list[str]:
     )
     further = ""
     if on.word == HOLDS:
-        further = f"; при η = 1 (KL у каждого своя) награда одного запуска больше ({_told(on)})"
+        further = f"; при η = 1 и своей KL награда одного больше ({_told(on)})"
     return [
         f"{worth}{further}; {whole}.",
         f"{_said(liti, ABOVE)}{_along(liti)}; {ordinary}; {lerp}; {anchor}.",
-        "**В исходном отчёте слияние ничего не усредняло** (seed у запусков, судя по совпавшим кривым, был "
+        "**В исходном отчёте слияние ничего не усредняло** (seed у запусков, судя по кривым, был "
         "один), а награда у всех моделей была одной с точностью до 10⁻⁵ и, видимо, не зависела от текста. "
         f"Здесь {fourth}; {longer}, {longest}.",
     ]
@@ -119,11 +120,13 @@ def _said(v: Verdict, by_word: Mapping[str, str]) -> str:
 
 
 def _told(v: Verdict) -> str:
-    """Its effect, over which KLs, on how many trainings it rests, and where it is another."""
+    """Its effect, over which KLs, on how many trainings it rests if not on `USUAL`, and where it is
+    another."""
     if not v.between:
         return v.effect
     kls = f", KL\u00a0{v.kls}\u00a0ната" if v.kls else ""
-    return f"{v.effect}{kls}, {v.trainings}{v.unlike}"
+    many = "" if v.n == f"{USUAL}" else f", {v.trainings}"
+    return f"{v.effect}{kls}{many}{v.unlike}"
 
 
 def _along(v: Verdict) -> str:

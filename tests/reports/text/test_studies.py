@@ -106,7 +106,7 @@ def test_a_verdict_follows_from_the_interval_and_the_first_sentence_from_it(
     assert len(four.by_seed) == four.between["n"] == 5
     first, second, third = claims.headline(found)
     assert first.startswith(f"**{told}")
-    assert "обучений: 5" in first
+    assert "обучений" not in first  # five, as most have
     assert second.endswith(".")
     assert "при T = 30 и T = 10 награда неразличима" in third
 
