@@ -124,16 +124,16 @@ def questions(
     here = ""  # what the trainings at hand say of the fourth experiment
     if third and fourth:
         here = f"в одном обучении прирост {estimate_text(fourth['reward_difference'])} балла; "
-        poor = " (текст при этом выродился)" if has_collapsed(third) else ""
-        gains = [estimate_text(one["reward_difference"]) for one in (third, fourth)]
-        over = [_gain_over_trainings(rows, f"experiment_{k}") for k in (3, 4)]
-        often = f"в среднем по обучениям (их число) — на {over[0]} и {over[1]} "
+        poor = " (текст третьего выродился)" if has_collapsed(third) else ""
+        once = [estimate_text(one["reward_difference"]) for one in (fourth, third)]
+        over = [_gain_over_trainings(rows, f"experiment_{k}") for k in (4, 3)]
+        often = f"по обучениям (их число) — {over[0]} и {over[1]}; " if "—" not in over else ""
         lines.append(
             "**Почему награда не меняется, даже при KL в десятки нат?** Исходный отчёт: слишком велик lr. "
             "Наш ответ: его награда, судя по тому, что у всех моделей она одна с точностью до 10⁻⁵, не "
-            "зависела от текста. Если награда зависит от текста, она меняется: в одном обучении третьего "
-            f"эксперимента на {gains[0]}{poor}, четвёртого — на {gains[1]} балла (± ошибка оценки); "
-            f"{often if '—' not in over else ''}([@experiments:table])."
+            "зависела от текста. Если награда зависит от текста, прирост в четвёртом и третьем "
+            f"экспериментах, баллы: {often}в одном обучении — {once[0]} и {once[1]}{poor}, ± ошибка оценки "
+            "([@experiments:table])."
         )
     second, far = summaries.get("experiment_2"), ""
     if second and fourth and fourth["kl_warp_sft"]["mean"] > 100 * second["kl_warp_sft"]["mean"]:

@@ -644,8 +644,8 @@ def test_the_seed_reports_questions_are_answered_by_one_training_and_by_many(pro
     gains = [
         row["reward"]["mean"] - row["sft_reward"] for row in rows if row["arm"] == "experiment_4"
     ]
-    assert "эксперимента на 0,30 ± 0,10, четвёртого — на 0,40" in rewards.replace("\xa0", " ")
-    assert f" и {policies.mean_text(gains, 2)} (5) (" in rewards
+    assert "в одном обучении — 0,40 ± 0,10 и 0,30 ± 0,10, ±" in rewards.replace("\xa0", " ")
+    assert f"(их число) — {policies.mean_text(gains, 2)} (5) и " in rewards
     assert "по обучениям" not in comparison.questions(summaries, found, [])[1]
     assert "просела (на 7,1·10⁻⁶)" in worse
     assert "обучений: 3" in further
