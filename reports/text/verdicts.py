@@ -158,13 +158,17 @@ class Verdict:
     @property
     def n(self) -> str:
         """«5», or «3 из 5» where some trainings are still missing."""
-        missing = f" из {self.of:g}" if len(self.by_seed) < self.of else ""
-        return f"{len(self.by_seed)}{missing}"
+        return f"{len(self.by_seed)}{f' из {self.of:g}' if self.is_partial else ''}"
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some of its trainings are still missing."""
+        return len(self.by_seed) < self.of
 
     @property
     def trainings(self) -> str:
         """«обучений: 5», or «готово обучений: 3 из 5»."""
-        return f"{'готово ' * ('из' in self.n)}обучений: {self.n}"
+        return f"{'готово ' if self.is_partial else ''}обучений: {self.n}"
 
     @property
     def effect(self) -> str:
@@ -185,9 +189,12 @@ class Verdict:
 
     def _numbers(self) -> list[str]:
         numbers = [self.between[key] for key in ("mean", "low", "high")]
-        at_margin = any(abs(abs(end) - SMALL) < 0.005 for end in numbers[1:])
-        decides = self.comparison.measure == "reward" and not math.isnan(self.p)
-        return self.told(numbers, 1 if at_margin and decides else 0)
+        if self.comparison.measure != "reward" or math.isnan(self.p):
+            return self.told(numbers)
+        # An end this near the margin would be written as the margin.
+        rounding = 10.0 ** -UNITS["reward"][1] / 2
+        at_margin = any(abs(abs(end) - SMALL) < rounding for end in numbers[1:])
+        return self.told(numbers, further=int(at_margin))
 
     def told(self, values: Sequence[float], further: int = 0) -> list[str]:
         """Values of the measure in its unit, with its places, or `further` ones; with more where all are
