@@ -154,7 +154,7 @@ def test_study_notebook_shows_the_rows_of_the_repository(tmp_path):
     study = load_study(ROOT / "params/study_merge.yaml")
     rows = read_jsonl(ROOT / study.path)
     tables = outputs(notebook, "text/html")
-    for name, of_policy in policies.grouped(rows, policies.policy_name).items():
+    for name, of_policy in policies.by_policy(rows).items():
         text = policies.mean_text([row["reward"]["mean"] for row in of_policy], 2)
         assert any(unbroken(name) in table and text in table for table in tables), name
     for comparison in comparisons(study):

@@ -38,7 +38,7 @@ def policy_name(row: Row) -> str:
         name += f" {row['m']}"
     details = [f"итерация {row['iteration']}"] if row["iteration"] not in (None, 1) else []
     details += [f"t = {row['t']}"] if isinstance(row["t"], int) else []
-    details += [f"λ = {row['lam']:g}"] if row["lam"] is not None else []
+    details += [f"λ = {row['lam']:g}"] if row["lam"] not in (None, 1 / (row["m"] or 1)) else []
     details += [f"η = {row['eta']:g}"] if row["eta"] not in (None, 1) else []
     arm = ARMS.get(row["arm"], row["arm"])
     return f"{arm}{': ' * bool(arm)}{', '.join([name, *details])}".replace(".", ",")
@@ -52,12 +52,18 @@ def grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Ro
     return groups
 
 
+def by_policy(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by what their policy is called, one a training: two merged at λ = 1/2 may stand there twice."""
+    named = grouped(rows, policy_name).items()
+    return {name: [*{row["seed"]: row for row in each}.values()] for name, each in named}
+
+
 def policies_table(rows: Sequence[Row]) -> pd.DataFrame:
     """A row a policy: mean over trainings ± the error between them, and how many they are."""
     measures = {"reward": 2, "kl": 2, "judge": 2, "length": 1, "repetition": 1, "distinct_pairs": 1}
     names = ["Награда", "KL, нат", "VADER", "Слов", "Повторы, %", "Различных пар слов, %"]
     table = []
-    for name, of_policy in grouped(rows, policy_name).items():
+    for name, of_policy in by_policy(rows).items():
         cells = []
         for measure, places in measures.items():
             values = [scaled(row, measure) for row in of_policy if measure in row]

@@ -8,13 +8,51 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.text.policies import collapse_sentence, grouped, policy_name
+from reports.text.policies import ARMS, collapse_sentence, grouped, mean_text, policy_name
 from reports.text.statistics import Row, fits, value
-from reports.text.words import number
+from reports.text.words import decimal, number
 from warp_core.study import wanted
 from warp_core.world.studies import Study
 
 NEAR = 9  # nats, which runs with either anchor come to
+SEEN = {  # of a study: whose policies its figure is read off at, and what each is called and is
+    "iterations": (
+        "При η = 1",
+        {
+            "слияние четырёх запусков": {"arm": "merged", "what": "slerp", "m": 4, "eta": 1.0},
+            "один запуск на 120 шагов": {"arm": "single", "t": 120, "eta": 1.0},
+            "четыре итерации по два запуска": {"arm": "iterated", "iteration": 4, "eta": 1.0},
+            "один запуск на 240 шагов": {"arm": "single", "t": 240, "eta": 1.0},
+        },
+    ),
+    "liti": (
+        "LITI запуска на 120 шагов",
+        {
+            f"η = {decimal(eta)}": {"arm": "ema", "what": "run", "t": 120, "eta": eta}
+            for eta in (0.3, 0.7, 1.0)
+        },
+    ),
+    "merge": (
+        "Слияние двух запусков с λ = 0,5",
+        {
+            "SLERP": {"what": "slerp", "m": 2, "lam": 0.5, "eta": 1.0},
+            "LERP, под прямым углом в √2 раз короче": {
+                "what": "lerp", "m": 2, "lam": 0.5, "eta": 1.0,
+            },
+        },
+    ),
+    "next_step": (
+        "WARP-модель без прогрева",
+        {f"T = {t}": {"arm": f"t{t}", "what": "warp"} for t in (10, 30, 100)},
+    ),
+    "sensitivity": (
+        "Слияние двух запусков при η = 1",
+        {
+            ARMS[arm].replace(".", ","): {"arm": arm, "what": "slerp", "iteration": 1, "eta": 1.0}
+            for arm in ("base", "mu_slow", "mu_fast", "beta_weak", "beta_strong")
+        },
+    ),
+}  # fmt: skip
 
 
 def question(study: Study, rows: Sequence[Row]) -> str:
@@ -52,11 +90,27 @@ def further_tables(study: Study, rows: Sequence[Row]) -> dict[str, tuple[str, pd
 
 
 def remarks(study: Study, rows: Sequence[Row]) -> list[str]:
-    """What else its rows say: what training costs, where the text is gone."""
+    """What else its rows say: where policies stand, what training costs, where the text is gone."""
     of_study = {"iterations": cost_sentence, "anchor": anchor_sentence}.get(study.name)
-    said = of_study(rows) if of_study else []
+    said = seen_sentence(study.name, rows) + (of_study(rows) if of_study else [])
     # The section of the experiments says it of theirs.
     return said + (collapse_sentence(rows) if study.name != "seed_report" else [])
+
+
+def seen_sentence(name: str, rows: Sequence[Row]) -> list[str]:
+    """Reward and KL of the policies that a study's figure is read off at; of those that are there."""
+    whose, policies = SEEN.get(name, ("", dict[str, Any]()))
+    said = []
+    for policy, keys in policies.items():
+        if found := [row for row in rows if fits(row, keys)]:
+            reward, kl = (
+                mean_text([value(row, measure) for row in found], places)
+                for measure, places in (("reward", 2), ("kl", 1))
+            )
+            said.append(f"{policy} — награда {reward} балла, KL {kl} ната")
+    if not said:
+        return []
+    return [f"{whose}: {'; '.join(said)} (средние по обучениям ± стандартная ошибка)."]
 
 
 def cost_sentence(rows: Sequence[Row]) -> list[str]:

@@ -23,7 +23,7 @@ from reports.text import (
     verdicts,
 )
 from reports.text.figures import figure_of
-from reports.text.statistics import Curve, comparisons, load_study
+from reports.text.statistics import Curve, comparisons, fits, load_study
 from reports.text.svg import svg_text
 from warp_core.evaluate import between_trainings
 from warp_core.store.files import read_jsonl, write_jsonl
@@ -171,8 +171,9 @@ def test_tables_are_the_rows(project):
         rows = verdicts.load_rows(study)
         table = policies.policies_table(rows).set_index("Политика")
         assert table.loc["SFT-модель", "Обучений"] == "—"
-        assert table["Обучений"].drop("SFT-модель").sum() == len(rows) - 1
-        for name, of_policy in policies.grouped(rows, policies.policy_name).items():
+        halves = sum(row["m"] == 2 and row["lam"] == 0.5 for row in rows)  # a second time
+        assert table["Обучений"].drop("SFT-модель").sum() == len(rows) - 1 - halves
+        for name, of_policy in policies.by_policy(rows).items():
             rewards = [row["reward"]["mean"] for row in of_policy]
             assert table.loc[name, "Награда"] == policies.mean_text(rewards, 2)
         assert f"Обучений: {len(study.seeds)}, " in studies.question(study, rows)
@@ -612,9 +613,34 @@ def test_what_it_means_follows_from_the_verdicts(project):
 def test_the_cost_of_merging_is_told_in_time_too(project):
     iterations = next(study for study in project() if study.name == "iterations")
     rows = verdicts.load_rows(iterations)
-    (said,) = studies.remarks(iterations, rows)
+    _, said = studies.remarks(iterations, rows)
     assert "занимает 1,0 мин" in said.replace("\u00a0", " ")
     assert studies.cost_sentence([row for row in rows if row["arm"] != "merged"]) == []
+
+
+def test_a_study_says_where_its_policies_stand():
+    """Those that are there, over their trainings; an arm that the sentence is not about is left out."""
+
+    def warp(arm, seed, reward, kl):
+        return {"arm": arm, "what": "warp", "seed": seed, "reward": reward, "kl": kl}
+
+    rows = [warp("t10", 1, 1.0, 4.0), warp("t10", 2, 1.2, 5.0), warp("t30_warm", 1, 2.0, 9.0)]
+    (said,) = studies.seen_sentence("next_step", rows)
+    assert said.replace("\xa0", " ") == (
+        "WARP-модель без прогрева: T = 10 — награда 1,10 ± 0,10 балла, KL 4,5 ± 0,5 ната (средние по "
+        "обучениям ± стандартная ошибка)."
+    )
+    assert studies.seen_sentence("next_step", rows[2:]) == []
+    assert studies.seen_sentence("anchor", rows) == []
+
+
+def test_policies_that_studies_are_read_off_at_are_asked_for():
+    """Each of them is one policy a training, whose parameters the study's file has."""
+    by_name = {study.name: study for study in verdicts.load_studies()}
+    for name, (_, read) in studies.SEEN.items():
+        for policy, keys in read.items():
+            asked = [s for s, point in wanted(by_name[name]) if fits(point.model_dump(), keys)]
+            assert sorted(asked) == by_name[name].seeds, policy
 
 
 def test_the_study_of_anchors_says_where_their_runs_stand_at_one_kl():
