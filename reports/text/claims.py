@@ -48,7 +48,7 @@ BY_LERP = {
     HOLDS: "SLERP при равной KL выше LERP",
     LITTLE: "SLERP при равной KL чуть выше LERP",
     REFUTED: "SLERP при равной KL ниже LERP",
-    ALIKE: "SLERP и LERP при равной KL неразличимы",
+    ALIKE: "SLERP и LERP неразличимы",
     UNKNOWN: "лучше ли SLERP, чем LERP, при равной KL, не сказать",
     NONE: "лучше ли SLERP, чем LERP, при равной KL, ещё не вычислено",
 }
@@ -56,14 +56,15 @@ BY_ANCHOR = {
     HOLDS: "награда с якорем EMA при равной KL выше, чем с якорем SFT",
     LITTLE: "награда с якорем EMA при равной KL чуть выше, чем с якорем SFT",
     REFUTED: "награда с якорем EMA при равной KL ниже, чем с якорем SFT",
-    ALIKE: "награды с якорями EMA и SFT при равной KL неразличимы",
+    ALIKE: "награды с якорями EMA и SFT в среднем неразличимы",
     UNKNOWN: "лучше ли якорь EMA, чем SFT, при равной KL, не сказать",
     NONE: "лучше ли якорь EMA, чем SFT, при равной KL, ещё не вычислено",
 }
 FOURTH = {
     HOLDS: "в его четвёртом эксперименте награда WARP-модели, как и там, ниже, чем у SFT-модели",
     LITTLE: "в его четвёртом эксперименте награда WARP-модели чуть ниже, чем у SFT-модели",
-    REFUTED: "в его четвёртом эксперименте награда WARP-модели, вопреки ему, выше, чем у SFT-модели",
+    REFUTED: "в его четвёртом эксперименте награда WARP-модели, вопреки исходному отчёту, выше, чем у "
+    "SFT-модели",
     ALIKE: "в его четвёртом эксперименте награды WARP- и SFT-моделей неразличимы",
     UNKNOWN: "выросла ли награда в его четвёртом эксперименте, по этим обучениям не сказать",
     NONE: "растёт ли награда в его четвёртом эксперименте, ещё не вычислено",
@@ -89,13 +90,15 @@ LONGEST = {
 def headline(found: Sequence[Verdict]) -> list[str]:
     """What a colleague would want to be told, in three sentences."""
     by_name = {v.comparison.name: v for v in found}
-    liti, on = by_name["liti_above_trajectory"], by_name["long_run_goes_on"]
-    worth, whole, ordinary, lerp, anchor, fourth, longer, longest = (
+    liti, ordinary, on = (
+        by_name[name]
+        for name in ("liti_above_trajectory", "liti_above_sft_trajectory", "long_run_goes_on")
+    )
+    worth, whole, lerp, anchor, fourth, longer, longest = (
         _said(by_name[name], by_word)
         for name, by_word in (
             ("four_against_one", WORTH),
             ("four_iterations_against_one", WHOLE),
-            ("liti_above_sft_trajectory", ORDINARY),
             ("slerp_above_lerp_at_equal_kl", BY_LERP),
             ("ema_above_sft", BY_ANCHOR),
             ("fourth_is_worse", FOURTH),
@@ -105,12 +108,13 @@ def headline(found: Sequence[Verdict]) -> list[str]:
     )
     further = ""
     if on.word == HOLDS:
-        further = f"; при η = 1 и своей KL награда одного больше ({_told(on)})"
+        further = f"; при η = 1 награда одного больше ({_told(on)})"
     return [
         f"{worth}{further}; {whole}.",
-        f"{_said(liti, ABOVE)}{_along(liti)}; {ordinary}; {lerp}; {anchor}.",
-        "**В исходном отчёте слияние ничего не усредняло** (seed у запусков, судя по кривым, был "
-        "один), а награда у всех моделей была одной с точностью до 10⁻⁵ и, видимо, не зависела от текста. "
+        f"{_said(liti, ABOVE)}{_along(liti)}; {_said(ordinary, ORDINARY)}{_along(ordinary)}; {lerp}; "
+        f"{anchor}.",
+        "**В исходном отчёте слияние, судя по кривым, ничего не усредняло** (seed у запусков был один), а "
+        "награда у всех моделей была одной с точностью до 10⁻⁵ и, видимо, не зависела от текста. "
         f"Здесь {fourth}; {longer}, {longest}.",
     ]
 
@@ -130,8 +134,9 @@ def _told(v: Verdict) -> str:
 
 
 def _along(v: Verdict) -> str:
-    """How a difference changes along the curves; empty where it is known at fewer than two KLs."""
-    told = [(kl, there.effect_alone) for kl, there in v.along.items()]
+    """How a difference changes along the curves, means alone; empty where it is known at fewer than two
+    KLs."""
+    told = [(kl, there.told([there.between["mean"]])[0]) for kl, there in v.along.items()]
     if len(told) < 2:
         return ""
     (first, begin), (last, end) = told[0], told[-1]
@@ -194,6 +199,11 @@ ADVICE = {  # by the comparison, what came of it -> what it means for who trains
         HOLDS: "За разнообразием надо следить отдельно от награды: с шага 15 до шага 120 различных пар "
         "слов стало меньше"
     },
+    "judge_of_long_run": {
+        HOLDS: "Второй судья обмана модели награды не показывает: с шага 60 до шага 120 растёт и его "
+        "оценка, хотя независим он не вполне",
+        REFUTED: "Дальше шага 60 награде верить нельзя: оценка второго судьи падает",
+    },
 }
 
 
@@ -225,7 +235,7 @@ def tally_of_paper(found: Sequence[Verdict]) -> str:
 
 def _tally(found: Sequence[Verdict]) -> str:
     n = {word: sum(v.word == word for v in found) for word in SAID}
-    little = f" (из них с малой разностью {n[LITTLE]})" if n[LITTLE] else ""
+    little = f" (из них в пределах ±{decimal(SMALL)} балла {n[LITTLE]})" if n[LITTLE] else ""
     told = [
         f"подтверждено {n[HOLDS] + n[LITTLE]}{little}",
         f"опровергнуто {n[REFUTED]}",
@@ -244,7 +254,7 @@ SAID = {
     REFUTED: "Опровергается",
     ALIKE: f"Не подтверждается: неразличимо (в пределах {decimal(SMALL)} балла)",
     UNKNOWN: "Нельзя сказать",
-    LITTLE: f"Подтверждается, но мало (меньше {decimal(SMALL)} балла)",
+    LITTLE: f"Подтверждается, но мало (весь интервал в пределах ±{decimal(SMALL)} балла)",
     HOLDS: "Подтверждается",
     NONE: "Ещё не вычислено",
 }
@@ -274,10 +284,10 @@ def glossary() -> pd.DataFrame:
         "коммитом и процессором), интервалы — ДИ по обучениям",
         "SFT-модель": "модель до обучения с подкреплением, начало всех запусков",
         "KL": "расхождение Кульбака — Лейблера с SFT-моделью, нат на ответ: как далеко ушла политика",
-        "балл": "единица шкалы от −4 до 4, по которой люди оценивали предложения из отзывов; в ней же "
-        "и награда",
+        "балл": "единица шкалы от −4 до 4, по которой люди оценивали предложения из отзывов; в тех же "
+        "баллах награда",
         "EMA": "экспоненциальное скользящее среднее весов политики",
-        "якорь": "веса, до которых считается KL-штраф: EMA запуска, как в статье, или SFT-модель",
+        "якорь": "политика, за уход от которой берётся KL-штраф: EMA запуска, как в статье, или SFT-модель",
         "SLERP, LERP": "сферическое и обычное среднее векторов задач — того, что запуски изменили в весах",
         "LITI, η": "интерполяция к начальным весам; η — пройденная доля пути, при η > 1 — экстраполяция",
         "фронт": "награда и KL политик при всех η; траектория — политик по шагам запуска",

@@ -124,16 +124,16 @@ def questions(
     here = ""  # what the trainings at hand say of the fourth experiment
     if third and fourth:
         here = f"в одном обучении прирост {estimate_text(fourth['reward_difference'])} балла; "
-        poor = " (текст третьего выродился)" if has_collapsed(third) else ""
+        poor = ", где текст выродился," if has_collapsed(third) else ""
         once = [estimate_text(one["reward_difference"]) for one in (fourth, third)]
         over = [_gain_over_trainings(rows, f"experiment_{k}") for k in (4, 3)]
-        often = f"по обучениям (их число) — {over[0]} и {over[1]}; " if "—" not in over else ""
+        often = f"{over[0]} и {over[1]} по обучениям (в скобках их число), " * ("—" not in over)
         lines.append(
             "**Почему награда не меняется, даже при KL в десятки нат?** Исходный отчёт: слишком велик lr. "
             "Наш ответ: его награда, судя по тому, что у всех моделей она одна с точностью до 10⁻⁵, не "
-            "зависела от текста. Если награда зависит от текста, прирост в четвёртом и третьем "
-            f"экспериментах, баллы: {often}в одном обучении — {once[0]} и {once[1]}{poor}, ± ошибка оценки "
-            "([@experiments:table])."
+            "зависела от текста. С наградой, которая от него зависит, прирост в четвёртом эксперименте и в "
+            f"третьем{poor} — {often}{once[0]} и {once[1]} балла в одном обучении (± ошибка оценки; "
+            "[@experiments:table])."
         )
     second, far = summaries.get("experiment_2"), ""
     if second and fourth and fourth["kl_warp_sft"]["mean"] > 100 * second["kl_warp_sft"]["mean"]:
@@ -148,7 +148,7 @@ def questions(
     }
     lines += [
         "**Мал ли lr в первых двух экспериментах, или дело в прогреве?** Исходный отчёт: возможно и то и "
-        f"другое. Наш ответ: {_answer(by_name['warmup_slows'])}{far} ([@experiments:table]).",
+        f"другое. Наш ответ: {_answer(by_name['warmup_slows'])}{far} ([@study_seed_report]).",
         "**Становится ли WARP-модель хуже?** Исходный отчёт: в четвёртом эксперименте просела "
         f"(на {fell}). Наш ответ: "
         f"{_answer(by_name['fourth_is_worse'], here)}.",
@@ -223,7 +223,7 @@ def seed_verdicts(summaries: Summaries) -> pd.DataFrame:
         )
     if SEED_FIGURES.keys() <= s.keys():
         verdict(
-            "Награда WARP-модели нигде не отличается от награды SFT-модели и на 0,001",
+            "Награда WARP-модели нигде не отличается от награды SFT-модели даже на 0,001",
             all(abs(one["reward_difference"]["mean"]) < 1e-3 for one in s.values()),
             f"разность с SFT-моделью, баллы: в третьем {gain[third]}, в четвёртом {gain[fourth]}",
         )

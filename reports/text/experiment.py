@@ -349,7 +349,7 @@ def text_sentence(summary: Mapping[str, Any]) -> str:
     elif is_poorer(summary):
         verdict = "Текст стал заметно однообразнее, награда говорит здесь не всё"
     else:
-        verdict = "Текст похож на ответы SFT-модели"
+        verdict = "По длине, повторам и разнообразию текст близок к ответам SFT-модели"
     return f"{verdict}: {', '.join(facts)}."
 
 

@@ -265,7 +265,7 @@ def growth(measured: Sequence[Mapping[str, Any]]) -> list[Axes]:
         errors = [middle - seconds.min(axis=1), seconds.max(axis=1) - middle]
         x = [row["value"] for row in rows]
         ax.errorbar(x, middle, yerr=errors, fmt="o-", color=COLORS[0], markersize=4)
-        ax.set(xlabel=label, ylabel="Секунд на шаг", xlim=(0, None), ylim=(0, None))
+        ax.set(xlabel=label, ylabel="Время шага, с", xlim=(0, None), ylim=(0, None))
         ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.append(ax)
     ax = new_axes(250, 190)

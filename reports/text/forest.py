@@ -75,7 +75,7 @@ def _row(v: Verdict, reach: float, short: bool) -> str:
     cells.append(f'<td class="n">{html.escape(effect)}</td>')
     if not short:
         cells.append(f'<td class="n" data-of="обучений">{v.n}</td>')
-        cells.append(f'<td class="n" data-of="p">{v.p_text}</td>')
+        cells.append(f'<td class="n" data-of="p">{html.escape(v.p_text)}</td>')
     cells.append(f'<td class="verdict">{MARKS[v.word]} {v.word}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 
@@ -101,7 +101,7 @@ def _interval(v: Verdict, reach: float) -> list[str]:
 def caption(found: Sequence[Verdict]) -> str:
     """What `table` of them shows."""
     said = "Ромб и черта — среднее и 95 % ДИ по обучениям (стороны сравнения взяты с одним seed), точки — "
-    said += "обучения; закрашены значения, которых требует утверждение."
+    said += "обучения; закрашена область, где утверждение верно."
     if any(v.comparison.expected.startswith("not") for v in found):
         said += f" «Не ниже» и «не выше» — с допуском {decimal(SMALL)} балла."
     measures = {v.comparison.measure for v in found}

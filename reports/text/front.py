@@ -69,6 +69,6 @@ def front_conclusion(summary: Mapping[str, Any]) -> list[str]:
             f"Запуск {run['run']}: награда фронта при той же KL минус его награда — "
             f"{estimate_text(above)} (баллы; {ONE_TRAINING})."
             if above
-            else f"Запуск {run['run']}: его KL лежит за концами фронта, сравнить награды нельзя."
+            else f"Запуск {run['run']}: его KL вне отрезка KL фронта, сравнить награды нельзя."
         )
     return sentences

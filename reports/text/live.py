@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pandas as pd
 from IPython.display import DisplayHandle, display
 
-from reports.text import figures, show
+from reports.text import comparison, figures, show
 from warp_core.config import WarpConfig
 from warp_core.store.files import sealed_jsonl
 from warp_core.store.results import Store
@@ -19,8 +19,8 @@ from warp_core.warp import Experiment
 
 SECONDS = 5.0  # between two looks
 CAPTION = (
-    "По шагам: целевая функция (награда со штрафом за KL), награда, KL к якорю (оценка по сэмплированным "
-    "токенам, бывает отрицательной) и норма градиента."
+    "Эксперимент {}, по шагам: целевая функция (награда со штрафом за KL), награда, KL к якорю (оценка по "
+    "сэмплированным токенам, бывает отрицательной) и норма градиента."
 )
 
 
@@ -35,9 +35,10 @@ def logged(experiment: Experiment, store: Store) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw(curves: pd.DataFrame, place: DisplayHandle) -> None:
-    """The curves in their place."""
-    show.figure(figures.four_curves(curves), "curves", CAPTION, curves, live=place)
+def draw(curves: pd.DataFrame, name: str, place: DisplayHandle) -> None:
+    """An experiment's curves in their place."""
+    caption = CAPTION.format(comparison.label(name))
+    show.figure(figures.four_curves(curves), "curves", caption, curves, live=place)
 
 
 @contextmanager
@@ -55,7 +56,7 @@ def curves(config: WarpConfig) -> Iterator[None]:
         rows = logged(experiment, store)
         if len(rows) > seen[0]:
             seen[0] = len(rows)
-            draw(rows, place)
+            draw(rows, config.name, place)
 
     def watch() -> None:
         while not ended.wait(SECONDS):
@@ -73,4 +74,4 @@ def curves(config: WarpConfig) -> Iterator[None]:
         thread.join()
         metrics = config.folder / "metrics.jsonl"
         if metrics.is_file():  # the store may have been deleted behind a finished experiment
-            draw(pd.DataFrame(sealed_jsonl(metrics)), place)
+            draw(pd.DataFrame(sealed_jsonl(metrics)), config.name, place)

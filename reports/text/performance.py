@@ -239,7 +239,9 @@ def conclusion(results: Results) -> list[str]:
             what = f"Слияние {case_name(case)}"
             faster(what, "mergekit", ratios, target)
             rest = _without_start(case, merge["tiny_2"])
-            lines.append(f"- {what}, без запуска обеих программ: быстрее в {_short(rest)} раза.")
+            lines.append(
+                f"- {what}, без времени старта обеих программ: быстрее в {_short(rest)} раза."
+            )
             apart = number(case["difference"])
             line(
                 f"{what}: веса отличаются от mergekit не больше чем на {apart}",

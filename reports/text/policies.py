@@ -25,7 +25,12 @@ ARMS = {  # of the studies of this project
     **{f"experiment_{k}_control": f"эксперимент {k}, контроль" for k in range(1, 5)},
     **dict.fromkeys(("five", "merged", "beyond", "single"), ""),  # told by what the policy is
 }  # fmt: skip
-WHAT = {"run": "запуск", "ema": "EMA-веса", "average": "среднее весов", "warp": "WARP"}
+WHAT = {
+    "run": "запуск",
+    "ema": "EMA-веса",
+    "average": "среднее весов контрольных точек",
+    "warp": "WARP",
+}
 
 
 def policy_name(row: Row) -> str:

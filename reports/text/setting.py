@@ -29,7 +29,7 @@ SEED_REPORT = {
     "policy": "—", "reward": "почти постоянна", "iterations": "2", "runs": "2", "steps": "10",
     "batch_size": "—", "lr": "10⁻⁶, 10⁻³, меньше 10⁻³", "warmup_steps": "длинный или нет",
     "beta": "0,1", "mu": "0,01", "eta": "0,5", "temperature": "—", "max_new_tokens": "—",
-    "baseline": "—", "differ": "ничем (общий seed)", "trainings": "1",
+    "baseline": "—", "differ": "видимо, ничем (общий seed)", "trainings": "1",
 }  # fmt: skip
 NAMES = {
     "policy": "Политика",

@@ -59,13 +59,14 @@ def question(study: Study, rows: Sequence[Row]) -> str:
     """What is asked, and how much of it has been computed, on what."""
     if not rows:
         return f"{study.claim} Ещё не вычислено: строки получает `make study NAME={study.name}`."
-    asked = len(wanted(study))
+    asked = wanted(study)
     devices, precisions = (
         ", ".join(sorted({row[key] for row in rows})) for key in ("device", "precision")
     )
-    many, missing = f"Обучений: {len(study.seeds)}, политик, считая каждый seed: {asked}", ""
-    if len(rows) < asked:
-        many = f"Готово политик, считая каждый seed: {len(rows)} из {asked}"
+    times = sorted({len(study.seeds[: each.get("seeds") or None]) for each in study.policies})
+    many, missing = f"Обучений: {' или '.join(map(str, times))}", ""
+    if len(rows) < len(asked):
+        many = f"Строк (политика одного обучения): {len(rows)} из {len(asked)}"
         missing = f" Остальные вычисляет `make study NAME={study.name}`; показаны готовые."
     many += f"; отложенных промптов: {rows[0]['reward']['n']}"
     return f"{study.claim} {many}; {devices}, {precisions.replace('fp32', 'float32')}.{missing}"
@@ -80,10 +81,12 @@ def further_tables(study: Study, rows: Sequence[Row]) -> dict[str, tuple[str, pd
         )
         tables["lemmas"] = (caption, lemmas_table(rows))
     if study.name == "iterations":
+        several = len({row["device"] for row in rows}) > 1
+        unlike_machines = ", на разных процессорах: времена сравнимы приблизительно" * several
         tables["cost"] = (
             "Время обучения, мин (медиана по обучениям): суммарное и у самой долгой цепочки запусков — "
             "столько длилось бы обучение на отдельных машинах. Измерено на двух ядрах, занятых двумя "
-            "запусками.",
+            f"запусками{unlike_machines}.",
             cost_table(rows),
         )
     return {label: each for label, each in tables.items() if len(each[1])}
@@ -148,9 +151,9 @@ def anchor_sentence(rows: Sequence[Row]) -> list[str]:
         far[arm] = ends([max(value(row, "kl") for row in run) for run in trainings])
         steps[arm] = ends([max(run, key=lambda row: value(row, "reward"))["t"] for run in near])
     return [
-        f"С якорем EMA запуск уходит до KL {far['ema']} нат, с якорем SFT — до {far['sft']}, но награда "
-        f"его растёт и там: лучшая политика с KL не больше {NEAR} нат у первого — после {steps['ema']} "
-        f"шагов, у второго — после {steps['sft']} (по обучениям)."
+        f"С якорем EMA запуск уходит до KL {far['ema']} нат, с якорем SFT — до {far['sft']}. Поэтому при "
+        f"KL {NEAR} нат сравнивается разное число шагов: лучшая политика с не большей KL у первого — после "
+        f"{steps['ema']} шагов, у второго — после {steps['sft']} (по обучениям)."
     ]
 
 

@@ -183,9 +183,7 @@ def _compute(rows: Sequence[Row]) -> Shown | None:
 
 
 def _liti(study: Study, rows: Sequence[Row]) -> list[Shown]:
-    caption = (
-        f"Фронт LITI одного запуска и траектории обучения: с якорем EMA и с SFT-моделью. {THIN}"
-    )
+    caption = f"Фронт LITI одного запуска и траектории запусков с якорем EMA и с якорем SFT. {THIN}"
     shown = [Shown([plane(study, rows)], "plane", caption, data_of(rows, "kl", "reward"))]
     front = [r for r in rows if r["arm"] == "ema" and r["what"] == "run" and r["t"] == 120]
     sft, panels = sft_of(rows), list[Axes]()

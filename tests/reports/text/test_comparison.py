@@ -33,7 +33,7 @@ def test_seed_verdicts_name_what_disagrees():
         "уходит дальше всего",
         "первой итерации больше",
         "между вторым и третьим",
-        "и на 0,001",
+        "даже на 0,001",
     ):
         assert sum(claim in line for line in disagree) == 1
     assert len(disagree) == 5

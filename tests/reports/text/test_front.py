@@ -31,7 +31,7 @@ def test_front_conclusion_compares_each_run_with_the_front_at_its_kl():
         "Запуск 1: награда фронта при той же KL минус его награда — 0,30\u00a0±\u00a00,10 "
         "(баллы; ошибка оценки, одно обучение)."
     )
-    assert "за концами фронта" in second
+    assert "вне отрезка KL фронта" in second
     assert "−0,10\u00a0±\u00a00,10 (баллы; ошибка оценки, одно обучение)" in third
 
 

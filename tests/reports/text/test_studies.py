@@ -176,7 +176,7 @@ def test_tables_are_the_rows(project):
         for name, of_policy in policies.by_policy(rows).items():
             rewards = [row["reward"]["mean"] for row in of_policy]
             assert table.loc[name, "Награда"] == policies.mean_text(rewards, 2)
-        assert f"Обучений: {len(study.seeds)}, " in studies.question(study, rows)
+        assert f"{len(study.seeds)}; отложенных промптов: " in studies.question(study, rows)
     assert policies.mean_text([1.0, 2.0, 3.0], 2) == "2,00\u00a0±\u00a00,58"
     assert policies.mean_text([1.234], 2) == "1,23"
     assert policies.mean_text([0.0, 0.0], 2) == "0\u00a0±\u00a00"
@@ -451,7 +451,7 @@ def test_the_paper_claims_are_counted_by_what_came_of_them():
         for _ in range(k)
     ]
     assert claims.tally_of_paper([*of_paper, *of_each_word().values()]) == (
-        "Утверждения статьи (21): подтверждено 3 (из них с малой разностью 2), опровергнуто 3, "
+        "Утверждения статьи (21): подтверждено 3 (из них в пределах ±0,1 балла 2), опровергнуто 3, "
         "неразличимо 4, нельзя сказать 5, ещё не вычислено 6"
     )
 
@@ -658,8 +658,8 @@ def test_the_study_of_anchors_says_where_their_runs_stand_at_one_kl():
     assert studies.anchor_sentence(rows) == []
     rows += [*run("sft", 1, *sft), *run("sft", 2, *sft, (120, 8.7, 2.0))]
     (said,) = studies.anchor_sentence(rows)
-    assert "до KL 20–24 нат, с якорем SFT — до 10, " in said
-    assert "KL не больше 9 нат у первого — после 30–45 шагов, у второго — после 60–120 (" in said
+    assert "до KL 20–24 нат, с якорем SFT — до 10. " in said
+    assert "с не большей KL у первого — после 30–45 шагов, у второго — после 60–120 (" in said
 
 
 def test_the_seed_reports_questions_are_answered_by_one_training_and_by_many(project):
@@ -670,8 +670,8 @@ def test_the_seed_reports_questions_are_answered_by_one_training_and_by_many(pro
     gains = [
         row["reward"]["mean"] - row["sft_reward"] for row in rows if row["arm"] == "experiment_4"
     ]
-    assert "в одном обучении — 0,40 ± 0,10 и 0,30 ± 0,10, ±" in rewards.replace("\xa0", " ")
-    assert f"(их число) — {policies.mean_text(gains, 2)} (5) и " in rewards
+    assert "0,40 ± 0,10 и 0,30 ± 0,10 балла в одном обучении (±" in rewards.replace("\xa0", " ")
+    assert f" — {policies.mean_text(gains, 2)} (5) и " in rewards
     assert "по обучениям" not in comparison.questions(summaries, found, [])[1]
     assert "просела (на 7,1·10⁻⁶)" in worse
     assert "обучений: 3" in further
