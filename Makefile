@@ -16,9 +16,10 @@ export MKL_CBWR := AUTO,STRICT
 export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := 1099511627776
 
-.PHONY: help report publish fresh smoke studies study test torture lint bench clean distclean
+.PHONY: help env report publish fresh smoke studies study test torture lint bench clean distclean
 
 help:
+	@echo "make env        .venv alone; the others make it where it is missing"
 	@echo "make report     models, data, all experiments, runs/warp_report.html; goes on where it stopped"
 	@echo "make publish    the same, and the page and picture of the repository, reports/, made anew"
 	@echo "make fresh      the same, with all numbers made anew that other code of the method made"
@@ -31,6 +32,8 @@ help:
 	@echo "make bench      TRL and mergekit into environments of their own, then reports/bench/performance.json"
 	@echo "make clean      remove caches and runs/smoke"
 	@echo "make distclean  remove .venv and all of runs/ too"
+
+env: $(NEEDED)
 
 report: $(NEEDED)
 	@$(BIN)/python -m warp_core.world.assets > /dev/null

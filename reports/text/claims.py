@@ -48,7 +48,7 @@ BY_LERP = {
     HOLDS: "SLERP при равной KL выше LERP",
     LITTLE: "SLERP при равной KL чуть выше LERP",
     REFUTED: "SLERP при равной KL ниже LERP",
-    ALIKE: "SLERP и LERP неразличимы",
+    ALIKE: "SLERP и LERP при равной KL неразличимы",
     UNKNOWN: "лучше ли SLERP, чем LERP, при равной KL, не сказать",
     NONE: "лучше ли SLERP, чем LERP, при равной KL, ещё не вычислено",
 }
@@ -136,7 +136,7 @@ def _told(v: Verdict) -> str:
 def _along(v: Verdict) -> str:
     """How a difference changes along the curves, means alone; empty where it is known at fewer than two
     KLs."""
-    told = [(kl, there.told([there.between["mean"]])[0]) for kl, there in v.along.items()]
+    told = [(kl, there.effect_alone.partition(" [")[0]) for kl, there in v.along.items()]
     if len(told) < 2:
         return ""
     (first, begin), (last, end) = told[0], told[-1]
@@ -235,7 +235,11 @@ def tally_of_paper(found: Sequence[Verdict]) -> str:
 
 def _tally(found: Sequence[Verdict]) -> str:
     n = {word: sum(v.word == word for v in found) for word in SAID}
-    little = f" (из них в пределах ±{decimal(SMALL)} балла {n[LITTLE]})" if n[LITTLE] else ""
+    little = (
+        f" (из них {n[LITTLE]} с интервалом в пределах ±{decimal(SMALL)} балла)"
+        if n[LITTLE]
+        else ""
+    )
     told = [
         f"подтверждено {n[HOLDS] + n[LITTLE]}{little}",
         f"опровергнуто {n[REFUTED]}",

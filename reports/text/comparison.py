@@ -10,7 +10,15 @@ from typing import Any
 
 import pandas as pd
 
-from reports.text.experiment import has_collapsed, has_moved, kl_text, mean_angle, runs_differ
+from reports.text.experiment import (
+    CONTROL,
+    has_collapsed,
+    has_moved,
+    kl_text,
+    label,
+    mean_angle,
+    runs_differ,
+)
 from reports.text.policies import mean_text
 from reports.text.statistics import value
 from reports.text.verdicts import Verdict
@@ -27,7 +35,6 @@ SEED_FIGURES = {
     "experiment_4": (0.0438413, 0.0438342, 33.56183, 30.76847),
 }
 SEED_COLUMNS = ("sft_reward", "warp_reward", "kl_sft_warp", "kl_warp_sft")
-CONTROL = "_control"  # behind an experiment's name: the same with a seed for each run
 
 
 def load_summaries(runs_dir: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -46,12 +53,6 @@ def origins(runs_dir: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     paths = (runs_dir / name / "origins.json" for name in names)
     of_runs = [sealed_json(path) for path in paths if path.is_file()]
     return {task: about for one in of_runs for task, about in one.items()}
-
-
-def label(name: str) -> str:
-    """Short Russian name of an experiment of the report; any other name stays what it is."""
-    short = name.removeprefix("experiment_")
-    return f"{short.removesuffix(CONTROL)}, контроль" if short.endswith(CONTROL) else short
 
 
 def experiments_table(
@@ -137,7 +138,7 @@ def questions(
         )
     second, far = summaries.get("experiment_2"), ""
     if second and fourth and fourth["kl_warp_sft"]["mean"] > 100 * second["kl_warp_sft"]["mean"]:
-        far = "; заметно сдвигает модель только больший lr"
+        far = "; заметно сдвигает модель только больший lr ([@experiments:table])"
     sft, warp, *_ = SEED_FIGURES["experiment_4"]
     fell = number(sft - warp, 1e-6)
     asked = {
@@ -148,7 +149,7 @@ def questions(
     }
     lines += [
         "**Мал ли lr в первых двух экспериментах, или дело в прогреве?** Исходный отчёт: возможно и то и "
-        f"другое. Наш ответ: {_answer(by_name['warmup_slows'])}{far} ([@study_seed_report]).",
+        f"другое. Наш ответ: {_answer(by_name['warmup_slows'])} ([@study_seed_report]){far}.",
         "**Становится ли WARP-модель хуже?** Исходный отчёт: в четвёртом эксперименте просела "
         f"(на {fell}). Наш ответ: "
         f"{_answer(by_name['fourth_is_worse'], here)}.",

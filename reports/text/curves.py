@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from reports.text.figures import above, new_axes, root_scale
-from reports.text.policies import grouped, policy_name
+from reports.text.policies import by_policy, grouped, policy_name
 from reports.text.statistics import Row, fits, scaled, value
 from reports.text.svg import BLACK, COLORS, WHITE, tells
 from reports.text.words import decimal, number
@@ -104,7 +104,7 @@ def curve(
         ax.plot(*zip(*points, strict=True), "-", color=style["color"], alpha=0.28, linewidth=0.9)
     marks = [
         (*(float(np.mean([f(row) for row in each])) for f in (x, y)), len(each), name)
-        for name, each in grouped(rows, policy_name).items()
+        for name, each in by_policy(rows).items()
     ]
     if not marks:
         return

@@ -32,6 +32,7 @@ MOST = 0.5  # of a training batch: more equal or empty completions than that are
 REPETITION_POORER, PAIRS_POORER = 2.0, 0.8
 REPETITION_USUAL = 0.1  # less than that is no repetition to speak of
 
+CONTROL = "_control"  # behind an experiment's name: the same with a seed for each run
 ONE_TRAINING = "ошибка оценки, одно обучение"
 
 QUANTITIES = {  # of summary.json: name and unit
@@ -180,6 +181,12 @@ def angle_sentence(angles: Rows, shared_run_seed: bool) -> str:
 
 
 # Sentences
+
+
+def label(name: str) -> str:
+    """Short Russian name of an experiment of the report, «4, контроль»; any other stays what it is."""
+    short = name.removeprefix("experiment_")
+    return f"{short.removesuffix(CONTROL)}, контроль" if short.endswith(CONTROL) else short
 
 
 def conclusion(summary: Mapping[str, Any], metrics: Rows, params: Mapping[str, Any]) -> list[str]:
@@ -349,7 +356,7 @@ def text_sentence(summary: Mapping[str, Any]) -> str:
     elif is_poorer(summary):
         verdict = "Текст стал заметно однообразнее, награда говорит здесь не всё"
     else:
-        verdict = "По длине, повторам и разнообразию текст близок к ответам SFT-модели"
+        verdict = "Вырождения и заметного однообразия в тексте не видно"
     return f"{verdict}: {', '.join(facts)}."
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pandas as pd
 from IPython.display import DisplayHandle, display
 
-from reports.text import comparison, figures, show
+from reports.text import experiment, figures, show
 from warp_core.config import WarpConfig
 from warp_core.store.files import sealed_jsonl
 from warp_core.store.results import Store
@@ -24,11 +24,11 @@ CAPTION = (
 )
 
 
-def logged(experiment: Experiment, store: Store) -> pd.DataFrame:
+def logged(asked: Experiment, store: Store) -> pd.DataFrame:
     """Rows of all runs so far, with their iteration and run."""
     rows = [
         {"iteration": i, "run": m} | row
-        for i, (thetas, *_) in enumerate(experiment.iterations, start=1)
+        for i, (thetas, *_) in enumerate(asked.iterations, start=1)
         for m, theta in enumerate(thetas, start=1)
         for row in store.rows(theta)
     ]
@@ -37,7 +37,7 @@ def logged(experiment: Experiment, store: Store) -> pd.DataFrame:
 
 def draw(curves: pd.DataFrame, name: str, place: DisplayHandle) -> None:
     """An experiment's curves in their place."""
-    caption = CAPTION.format(comparison.label(name))
+    caption = CAPTION.format(experiment.label(name))
     show.figure(figures.four_curves(curves), "curves", caption, curves, live=place)
 
 
@@ -47,13 +47,13 @@ def curves(config: WarpConfig) -> Iterator[None]:
 
     On Ctrl-C the curves so far stay, with a sentence on how to go on; the error goes on.
     """
-    experiment, store = Experiment(config), Store(config.folder.parent / "store")
+    asked, store = Experiment(config), Store(config.folder.parent / "store")
     place, ended, seen = DisplayHandle(), threading.Event(), [0]
     waiting = {"text/plain": "кривые появятся здесь после первого шага"}
     display(waiting, raw=True, display_id=place.display_id)
 
     def look() -> None:
-        rows = logged(experiment, store)
+        rows = logged(asked, store)
         if len(rows) > seen[0]:
             seen[0] = len(rows)
             draw(rows, config.name, place)

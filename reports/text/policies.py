@@ -43,7 +43,7 @@ def policy_name(row: Row) -> str:
         name += f" {row['m']}"
     details = [f"итерация {row['iteration']}"] if row["iteration"] not in (None, 1) else []
     details += [f"t = {row['t']}"] if isinstance(row["t"], int) else []
-    details += [f"λ = {row['lam']:g}"] if row["lam"] not in (None, 1 / (row["m"] or 1)) else []
+    details += [f"λ = {row['lam']:g}"] if row["lam"] not in (None, 0.5) else []
     details += [f"η = {row['eta']:g}"] if row["eta"] not in (None, 1) else []
     arm = ARMS.get(row["arm"], row["arm"])
     return f"{arm}{': ' * bool(arm)}{', '.join([name, *details])}".replace(".", ",")
@@ -58,9 +58,16 @@ def grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Ro
 
 
 def by_policy(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by what their policy is called, one a training: two merged at λ = 1/2 may stand there twice."""
-    named = grouped(rows, policy_name).items()
-    return {name: [*{row["seed"]: row for row in each}.values()] for name, each in named}
+    """Rows by what their policy is called. Two merged at λ = 1/2 may stand in a study a second time, as
+    two merged with equal weights: once is enough."""
+
+    def but_for_lam(row: Row) -> tuple[Any, ...]:
+        return tuple(row[key] for key in ("seed", "arm", "what", "iteration", "m", "eta"))
+
+    merged = ("slerp", "lerp")
+    equal = {but_for_lam(row) for row in rows if row["what"] in merged and row["lam"] is None}
+    once = [row for row in rows if row["lam"] != 0.5 or but_for_lam(row) not in equal]
+    return grouped(once, policy_name)
 
 
 def policies_table(rows: Sequence[Row]) -> pd.DataFrame:

@@ -34,9 +34,9 @@ CLAIMS = {  # comparisons that the report begins with: what is claimed, and by w
     ),
     "second_iteration": ("the second iteration is above the first, of half the steps", "Fig. 4c"),
     "liti_above_trajectory": ("a run's LITI is above its own trajectory", "Fig. 4a"),
-    "slerp_above_lerp": ("SLERP is above LERP at λ = 0.5, whatever the KL", "Fig. 3c"),
+    "slerp_above_lerp": ("SLERP is above LERP at λ = 0.5, each at its own KL", "Fig. 3c"),
     "slerp_above_lerp_at_equal_kl": (
-        "SLERP of four runs is above their LERP beyond η = 1",
+        "SLERP of four runs is above their LERP, taken on to η = 2",
         "our question",
     ),
     "ema_above_sft": ("a KL to the EMA of the policy is above one to SFT", "Fig. 3b"),

@@ -1,6 +1,7 @@
 """What a study's section shows beside verdicts and policies: the question, the lemmas, what training
 costs."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any
@@ -8,14 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.text.policies import ARMS, collapse_sentence, grouped, mean_text, policy_name
+from reports.text.policies import ARMS, by_policy, collapse_sentence, grouped, mean_text
 from reports.text.statistics import Row, fits, value
 from reports.text.words import decimal, number
 from warp_core.study import wanted
 from warp_core.world.studies import Study
 
 NEAR = 9  # nats, which runs with either anchor come to
-SEEN = {  # of a study: whose policies its figure is read off at, and what each is called and is
+SEEN = {  # by study: policies whose mean reward and KL its section states, in words and by their keys
     "iterations": (
         "При η = 1",
         {
@@ -35,10 +36,11 @@ SEEN = {  # of a study: whose policies its figure is read off at, and what each 
     "merge": (
         "Слияние двух запусков с λ = 0,5",
         {
-            "SLERP": {"what": "slerp", "m": 2, "lam": 0.5, "eta": 1.0},
-            "LERP, под прямым углом в √2 раз короче": {
-                "what": "lerp", "m": 2, "lam": 0.5, "eta": 1.0,
-            },
+            name: {"what": what, "m": 2, "lam": 0.5, "eta": 1.0}
+            for name, what in (
+                ("SLERP", "slerp"),
+                ("LERP (под прямым углом в √2 раз короче)", "lerp"),
+            )
         },
     ),
     "next_step": (
@@ -52,7 +54,7 @@ SEEN = {  # of a study: whose policies its figure is read off at, and what each 
             for arm in ("base", "mu_slow", "mu_fast", "beta_weak", "beta_strong")
         },
     ),
-}  # fmt: skip
+}
 
 
 def question(study: Study, rows: Sequence[Row]) -> str:
@@ -63,8 +65,9 @@ def question(study: Study, rows: Sequence[Row]) -> str:
     devices, precisions = (
         ", ".join(sorted({row[key] for row in rows})) for key in ("device", "precision")
     )
-    times = sorted({len(study.seeds[: each.get("seeds") or None]) for each in study.policies})
-    many, missing = f"Обучений: {' или '.join(map(str, times))}", ""
+    of_policies = Counter(point.model_dump_json() for seed, point in asked if seed is not None)
+    ends = dict.fromkeys(str(f(of_policies.values())) for f in (min, max))
+    many, missing = f"Обучений: {'–'.join(ends)}", ""
     if len(rows) < len(asked):
         many = f"Строк (политика одного обучения): {len(rows)} из {len(asked)}"
         missing = f" Остальные вычисляет `make study NAME={study.name}`; показаны готовые."
@@ -101,17 +104,20 @@ def remarks(study: Study, rows: Sequence[Row]) -> list[str]:
 
 
 def seen_sentence(name: str, rows: Sequence[Row]) -> list[str]:
-    """Reward and KL of the policies that a study's figure is read off at; of those that are there."""
-    whose, policies = SEEN.get(name, ("", dict[str, Any]()))
-    said = []
+    """Mean reward and KL of its policies in `SEEN`, those of fewer than two trainings left out; nothing
+    without two of them."""
+    if name not in SEEN:
+        return []
+    (whose, policies), said = SEEN[name], []
     for policy, keys in policies.items():
-        if found := [row for row in rows if fits(row, keys)]:
+        found = [row for row in rows if fits(row, keys)]
+        if len(found) > 1:
             reward, kl = (
                 mean_text([value(row, measure) for row in found], places)
                 for measure, places in (("reward", 2), ("kl", 1))
             )
             said.append(f"{policy} — награда {reward} балла, KL {kl} ната")
-    if not said:
+    if len(said) < 2:
         return []
     return [f"{whose}: {'; '.join(said)} (средние по обучениям ± стандартная ошибка)."]
 
@@ -150,18 +156,21 @@ def anchor_sentence(rows: Sequence[Row]) -> list[str]:
             return []
         far[arm] = ends([max(value(row, "kl") for row in run) for run in trainings])
         steps[arm] = ends([max(run, key=lambda row: value(row, "reward"))["t"] for run in near])
-    return [
-        f"С якорем EMA запуск уходит до KL {far['ema']} нат, с якорем SFT — до {far['sft']}. Поэтому при "
-        f"KL {NEAR} нат сравнивается разное число шагов: лучшая политика с не большей KL у первого — после "
-        f"{steps['ema']} шагов, у второго — после {steps['sft']} (по обучениям)."
-    ]
+    unlike = ""
+    if steps["ema"] != steps["sft"]:
+        unlike = (
+            f" При KL {NEAR} нат поэтому сравнивается разное число шагов: лучшая политика с не большей KL "
+            f"у первого — после {steps['ema']}, у второго — после {steps['sft']} (по обучениям)."
+        )
+    reach = f"до KL {far['ema']} нат, с якорем SFT — до {far['sft']}"
+    return [f"С якорем EMA запуск уходит {reach}.{unlike}"]
 
 
 def cost_table(rows: Sequence[Row]) -> pd.DataFrame:
     """Minutes of training behind each end of a curve: of all runs, and of the longest chain, which is what
     as many machines as there are runs take."""
     table = []
-    for name, of_policy in grouped(rows, policy_name).items():
+    for name, of_policy in by_policy(rows).items():
         seconds = [row["seconds"] for row in of_policy if row["eta"] == 1.0]
         if seconds:
             all_, chain = (np.median([each[k] for each in seconds]) / 60 for k in ("all", "chain"))

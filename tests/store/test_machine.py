@@ -4,6 +4,7 @@ import ast
 import os
 import platform
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -121,6 +122,25 @@ def test_a_machine_is_described_by_what_bits_may_depend_on():
     assert 1 <= about["cores"] <= (os.cpu_count() or 1)
     assert about["commit"]
     assert about["device"]
+
+
+def test_rows_that_grow_beside_the_code_are_no_other_code(tmp_path, monkeypatch):
+    rows, params = tmp_path / "reports/studies/a.jsonl", tmp_path / "params/a.yaml"
+    code = tmp_path / "warp_core/a.py"
+    for file in (rows, params, code):
+        file.parent.mkdir(parents=True)
+        file.write_text("1\n")
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "a"]):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    monkeypatch.setattr(machine, "LIBRARY", code.parent)
+    for file, dirty in ((rows, False), (params, True), (code, True)):
+        file.write_text("2\n")
+        machine._commit.cache_clear()
+        assert machine._commit().endswith("-dirty") == dirty
+        if file is params:
+            file.write_text("1\n")
+    machine._commit.cache_clear()
 
 
 def test_a_clone_without_git_is_no_fault(monkeypatch):

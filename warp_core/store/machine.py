@@ -67,12 +67,18 @@ def code_of_the_method() -> str:
 
 @cache
 def _commit() -> str:
-    git = ["git", "-C", str(LIBRARY), "describe", "--always", "--dirty", "--abbrev=12"]
+    """Of the code; «-dirty» where it or the parameters are others than there. Results that grow beside
+    them, the studies' rows for one, are no other code."""
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(LIBRARY), *words], capture_output=True, text=True)
+
     try:
-        said = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+        said = git("describe", "--always", "--abbrev=12").stdout.strip()
+        differs = git("diff", "--quiet", "HEAD", "--", ".", "../params").returncode == 1
     except OSError:  # no git
-        said = ""
-    return said or "unknown"
+        return "unknown"
+    return f"{said}{'-dirty' * differs}" if said else "unknown"
 
 
 def _cpu_name() -> str:

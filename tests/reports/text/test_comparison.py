@@ -2,7 +2,7 @@
 
 from invented import summary
 
-from reports.text import comparison
+from reports.text import comparison, experiment
 
 
 def reproduced():
@@ -78,7 +78,7 @@ def test_controls_are_set_beside_their_experiments():
 def test_labels_are_short():
     names = ["experiment_2", "experiment_1_control", "experiment_4_control", "my_run"]
     labels = ["2", "1, контроль", "4, контроль", "my_run"]
-    assert [comparison.label(name) for name in names] == labels
+    assert [experiment.label(name) for name in names] == labels
 
 
 def test_a_row_of_the_table_says_what_differs_and_what_came():

@@ -12,7 +12,12 @@ from warp_core.warp import run_warp
 def shown(monkeypatch):
     """What was drawn (rows of each figure) and said."""
     drawn, said = [], []
-    monkeypatch.setattr(live, "draw", lambda curves, *_: drawn.append(curves.to_dict("records")))
+
+    def figure(panels, label, caption, curves, live):
+        assert caption.startswith("Эксперимент tiny, по шагам: ")
+        drawn.append(curves.to_dict("records"))
+
+    monkeypatch.setattr(live.show, "figure", figure)
     monkeypatch.setattr(live.show, "text", said.append)
     monkeypatch.setattr(live, "display", lambda *_, **__: None)
     monkeypatch.setattr(live, "SECONDS", 0.05)

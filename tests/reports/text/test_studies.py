@@ -177,6 +177,8 @@ def test_tables_are_the_rows(project):
             rewards = [row["reward"]["mean"] for row in of_policy]
             assert table.loc[name, "Награда"] == policies.mean_text(rewards, 2)
         assert f"{len(study.seeds)}; отложенных промптов: " in studies.question(study, rows)
+        few = any(policies.get("seeds") for policies in study.policies)
+        assert f"Обучений: {'3–' * few}{len(study.seeds)}; " in studies.question(study, rows)
     assert policies.mean_text([1.0, 2.0, 3.0], 2) == "2,00\u00a0±\u00a00,58"
     assert policies.mean_text([1.234], 2) == "1,23"
     assert policies.mean_text([0.0, 0.0], 2) == "0\u00a0±\u00a00"
@@ -193,7 +195,7 @@ def test_readme_has_the_claims_that_the_report_begins_with_in_english(project):
     kls = four.kls.replace(",", ".")
     assert re.fullmatch(r"\d\.\d–\d\.\d", kls)
     assert cells[1][2:] == [f"{mean} [{low} to {high}]", kls, "5", "holds"]
-    assert cells[6][0] == "SLERP is above LERP at λ = 0.5, whatever the KL •"
+    assert cells[6][0] == "SLERP is above LERP at λ = 0.5, each at its own KL •"
     assert cells[6][3] == "—"
     assert [cell[0].endswith("•") for cell in cells].count(True) == 6
     assert not re.search("[а-яё]", "".join(lines), re.IGNORECASE)
@@ -252,6 +254,9 @@ def test_the_forest_has_a_row_a_claim_and_a_dot_a_training(project):
     assert short.count("<tr>") == len(verdicts.MAIN) + 1
     assert whole.count("<circle") == sum(len(v.by_seed) for v in found)
     assert 'href="#study_iterations"' in short
+    assert {v.p_text for v in found} >= {"<\u00a00,001"}
+    assert "&lt;\u00a00,001" in whole
+    assert "<\u00a0" not in whole
     assert len(forest.data(found)) == sum(len(v.by_seed) for v in found)
 
 
@@ -444,6 +449,16 @@ def test_each_first_sentence_tells_of_its_comparisons(project):
         assert said == [f"{effects[name]:.2f}".replace(".", ",") for name in its]
 
 
+def test_the_second_sentence_says_how_the_differences_of_liti_change(project):
+    found = verdicts.of_studies(project(0.3))
+    second = claims.headline(found)[1]
+    for name in ("liti_above_trajectory", "liti_above_sft_trajectory"):
+        along = named(found)[name].along
+        assert len(along) > 1
+        kl, first = next(iter(along.items()))
+        assert f": {first.effect_alone.split(' [')[0]} при KL {kl} " in second
+
+
 def test_the_paper_claims_are_counted_by_what_came_of_them():
     of_paper = [
         replace(v, comparison=v.comparison.model_copy(update={"source": "статья, рис. 1"}))
@@ -451,8 +466,8 @@ def test_the_paper_claims_are_counted_by_what_came_of_them():
         for _ in range(k)
     ]
     assert claims.tally_of_paper([*of_paper, *of_each_word().values()]) == (
-        "Утверждения статьи (21): подтверждено 3 (из них в пределах ±0,1 балла 2), опровергнуто 3, "
-        "неразличимо 4, нельзя сказать 5, ещё не вычислено 6"
+        "Утверждения статьи (21): подтверждено 3 (из них 2 с интервалом в пределах ±0,1 балла), "
+        "опровергнуто 3, неразличимо 4, нельзя сказать 5, ещё не вычислено 6"
     )
 
 
@@ -619,18 +634,19 @@ def test_the_cost_of_merging_is_told_in_time_too(project):
 
 
 def test_a_study_says_where_its_policies_stand():
-    """Those that are there, over their trainings; an arm that the sentence is not about is left out."""
+    """Over their trainings; without an arm that the sentence is not about, or has one training."""
 
     def warp(arm, seed, reward, kl):
         return {"arm": arm, "what": "warp", "seed": seed, "reward": reward, "kl": kl}
 
     rows = [warp("t10", 1, 1.0, 4.0), warp("t10", 2, 1.2, 5.0), warp("t30_warm", 1, 2.0, 9.0)]
+    assert studies.seen_sentence("next_step", rows) == []
+    rows += [warp("t100", 1, 2.0, 9.0), warp("t30", 1, 1.5, 8.0), warp("t30", 2, 1.5, 9.0)]
     (said,) = studies.seen_sentence("next_step", rows)
     assert said.replace("\xa0", " ") == (
-        "WARP-модель без прогрева: T = 10 — награда 1,10 ± 0,10 балла, KL 4,5 ± 0,5 ната (средние по "
-        "обучениям ± стандартная ошибка)."
+        "WARP-модель без прогрева: T = 10 — награда 1,10 ± 0,10 балла, KL 4,5 ± 0,5 ната; T = 30 — награда "
+        "1,50 ± 0,00 балла, KL 8,5 ± 0,5 ната (средние по обучениям ± стандартная ошибка)."
     )
-    assert studies.seen_sentence("next_step", rows[2:]) == []
     assert studies.seen_sentence("anchor", rows) == []
 
 
@@ -659,7 +675,7 @@ def test_the_study_of_anchors_says_where_their_runs_stand_at_one_kl():
     rows += [*run("sft", 1, *sft), *run("sft", 2, *sft, (120, 8.7, 2.0))]
     (said,) = studies.anchor_sentence(rows)
     assert "до KL 20–24 нат, с якорем SFT — до 10. " in said
-    assert "с не большей KL у первого — после 30–45 шагов, у второго — после 60–120 (" in said
+    assert "с не большей KL у первого — после 30–45, у второго — после 60–120 (" in said
 
 
 def test_the_seed_reports_questions_are_answered_by_one_training_and_by_many(project):
