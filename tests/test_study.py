@@ -306,6 +306,10 @@ COMPARED = {"name": "a", "ours": {"arm": "many", "what": "slerp", "m": 2, "eta":
     [
         ({"theirs": COMPARED["ours"]}, "compares a thing with itself"),
         ({"theirs": {"arm": "long"}, "at": "equal_kl", "share": 0.5}, "a share is of one policy"),
+        (
+            {"theirs": {"arm": "many", "what": "warp"}, "at": "equal_kl"},
+            "one side at least is a curve",
+        ),
         ({"theirs": {"arm": "none"}}, "fits 0 of the evaluated policies"),
         ({"theirs": {"arm": "many", "what": "slerp"}}, "fits 4 of the evaluated policies"),
         ({"theirs": {"arm": "many", "whatever": 1}}, "whatever: unknown parameter"),
@@ -490,6 +494,13 @@ def test_every_study_of_the_project_at_tiny_sizes(made):
     e = Experiment(config_of(studies[STUDIES.index(ROOT / "params/study_liti.yaml")], "ema", 1))
     assert store().has(e.rl_run(e.theta_sft, 1, 1))
     assert computed < sum(len(rows) for rows in tables)
+
+
+def test_policies_are_of_an_arms_last_iteration_where_none_is_named(made):
+    arms, policies = {"thrice": {"iterations": 3}}, {"arm": "thrice", "what": "slerp"}
+    for named, there in (({}, {None, 3}), ({"iteration": [1, 2]}, {None, 1, 2})):
+        study = made(arms=arms, policies=[policies | named])
+        assert {point.iteration for _, point in wanted(study)} == there
 
 
 def test_policies_of_later_iterations_are_merged_from_their_own_start(made):

@@ -4,7 +4,8 @@ Thin lines and pale dots are trainings, marks their means. A method has one colo
 figures.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,17 +148,23 @@ def plane(
     measure: str = "reward",
     curves: Sequence[Keys] | None = None,
     legend: bool = True,
+    styles: Iterable[dict[str, Any]] = (),
 ) -> Axes:
-    """The study's curves in the plane of KL and a measure; all of them begin at θ_sft."""
+    """The study's curves in the plane of KL and a measure; all of them begin at θ_sft.
+
+    Args:
+        curves: others than the study's. styles: others than their methods', in turn.
+    """
     ax = ax or new_axes(440, 330)
     sft = sft_of(rows)
     start = value(sft, "kl"), scaled(sft, measure)
+    turn = itertools.cycle(styles)
     for each in study.curves if curves is None else curves:
         keys, chosen = of_curve(each, rows)
         n = len({row["seed"] for row in chosen})
         axes = (lambda row: value(row, "kl")), (lambda row: scaled(row, measure))
         begin = start if len({policy_name(row) for row in chosen}) > 1 else None
-        curve(ax, chosen, *axes, f"{each['label']} ({n})", begin, **style_of(keys))
+        curve(ax, chosen, *axes, f"{each['label']} ({n})", begin, **next(turn, style_of(keys)))
     as_plane(ax, start, measure)
     if legend:
         above(ax, columns=2 if len(ax.get_legend_handles_labels()[1]) > 5 else 1)

@@ -21,7 +21,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 MOVED_NATS = 0.01  # a smaller KL hardly is a movement: 1 % of a nat in a whole completion
 STILL_NATS = 1e-4
-FAR_NATS = 30.0  # more than a nat a token of a completion of 24
+FAR_NATS = 1.25  # a token that a completion may have
 SMALL_ANGLE = 0.1  # degrees: below it two directions are one
 ALMOST = 0.1  # of a curve's range: two curves closer than this almost coincide
 REPETITION_COLLAPSED = 0.5  # share of a text's words that it had already used
@@ -192,7 +192,7 @@ def label(name: str) -> str:
 def conclusion(summary: Mapping[str, Any], metrics: Rows, params: Mapping[str, Any]) -> list[str]:
     """Russian sentences: did it move, what the curves say, did the reward change, is it text."""
     return [
-        movement(summary),
+        movement(summary, params),
         *health(metrics, params),
         *_coincidence(metrics, params["shared_run_seed"]),
         reward_sentence(summary),
@@ -246,17 +246,22 @@ def has_moved(summary: Mapping[str, Any]) -> bool:
     return _larger_kl(summary) >= MOVED_NATS
 
 
+def is_far(summary: Mapping[str, Any], params: Mapping[str, Any]) -> bool:
+    """Whether the policy is so far from θ_sft that training has all but left it behind."""
+    return _larger_kl(summary) > FAR_NATS * params["max_new_tokens"]
+
+
 def _larger_kl(summary: Mapping[str, Any]) -> float:
     return max(summary["kl_sft_warp"]["mean"], summary["kl_warp_sft"]["mean"])
 
 
 def has_collapsed(summary: Mapping[str, Any]) -> bool:
-    """Whether the completions are repetitive, all the same, or empty."""
-    text = summary["text"]["warp"]
+    """Whether the completions are repetitive, all the same, or empty, and θ_sft's are not."""
+    sft, warp = summary["text"]["sft"], summary["text"]["warp"]
     return (
-        text["repetition"] > REPETITION_COLLAPSED
-        or text["distinct"] < DISTINCT_COLLAPSED
-        or text["empty"] > EMPTY_COLLAPSED
+        warp["repetition"] > REPETITION_COLLAPSED >= sft["repetition"]
+        or warp["distinct"] < DISTINCT_COLLAPSED <= sft["distinct"]
+        or warp["empty"] > EMPTY_COLLAPSED >= sft["empty"]
     )
 
 
@@ -277,14 +282,14 @@ def kl_text(summary: Mapping[str, Any]) -> str:
     )
 
 
-def movement(summary: Mapping[str, Any]) -> str:
+def movement(summary: Mapping[str, Any], params: Mapping[str, Any]) -> str:
     """How far the policy is from θ_sft, in a sentence."""
     kl = _larger_kl(summary)
     if kl < STILL_NATS:
         how = "практически не сдвинулась"
     elif kl < MOVED_NATS:
         how = "сдвинулась едва заметно"
-    elif kl > FAR_NATS:
+    elif is_far(summary, params):
         how = "ушла от SFT-модели очень далеко"
     else:
         how = "сдвинулась"
@@ -362,7 +367,7 @@ def text_sentence(summary: Mapping[str, Any]) -> str:
 
 def _next_step(summary: Mapping[str, Any], metrics: Rows, params: Mapping[str, Any]) -> str:
     steps, warmup_steps = params["steps"], params["warmup_steps"]
-    if has_collapsed(summary) or is_poorer(summary) or _larger_kl(summary) > FAR_NATS:
+    if has_collapsed(summary) or is_poorer(summary) or is_far(summary, params):
         return "lr слишком велик, его нужно уменьшить."
     if _stops(metrics):
         return "Обучение остановил max_kl; нужен меньший lr или больший предел."

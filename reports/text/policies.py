@@ -13,17 +13,29 @@ from reports.text.words import estimate_text, number
 
 # Of θ_sft's words an answer, and of its share of different pairs: below that the text is gone.
 LEFT = 1 / 3
-ARMS = {  # of the studies of this project
-    "ema": "якорь EMA", "sft": "якорь SFT", "sft_weak": "якорь SFT, β = 0.01", "free": "без штрафа",
-    "long": "T = 120", "iterated": "I = 4, M = 2",
-    "base": "μ = 0.05, β = 0.1", "mu_slow": "μ = 0.01", "mu_fast": "μ = 0.2",
-    "beta_weak": "β = 0.05", "beta_strong": "β = 0.2", "eta_03": "η = 0.3 между итерациями",
-    "eta_05": "η = 0.5 между итерациями", "eta_08": "η = 0.8 между итерациями",
-    **{f"t{t}": f"T = {t}" for t in (10, 30, 100)},
-    **{f"t{t}_warm": f"T = {t} с прогревом" for t in (10, 30, 100)},
-    **{f"experiment_{k}": f"эксперимент {k}" for k in range(1, 5)},
-    **{f"experiment_{k}_control": f"эксперимент {k}, контроль" for k in range(1, 5)},
-    **dict.fromkeys(("five", "merged", "beyond", "single"), ""),  # told by what the policy is
+ARMS = {  # of this project's studies; an arm of another is called by its name
+    "anchor": {
+        "ema": "якорь EMA", "sft": "якорь SFT", "sft_weak": "якорь SFT, β = 0.01", "free": "без штрафа",
+    },
+    "iterations": {"merged": "", "beyond": "", "single": "", "iterated": "I = 4, M = 2"},
+    "liti": {"ema": "якорь EMA", "sft": "якорь SFT"},
+    "merge": {"five": "", "long": "T = 120"},
+    "next_step": {
+        f"t{t}{arm}": f"T = {t}{name}"
+        for t in (10, 30, 100)
+        for arm, name in (("", ""), ("_warm", " с прогревом"))
+    },
+    "seed_report": {
+        f"experiment_{k}{arm}": f"эксперимент {k}{name}"
+        for k in range(1, 5)
+        for arm, name in (("", ""), ("_control", ", контроль"))
+    },
+    "sensitivity": {
+        "base": "μ = 0.05, β = 0.1", "mu_slow": "μ = 0.01", "mu_fast": "μ = 0.2",
+        "beta_weak": "β = 0.05", "beta_strong": "β = 0.2", "eta_03": "η = 0.3 между итерациями",
+        "eta_05": "η = 0.5 между итерациями", "eta_08": "η = 0.8 между итерациями",
+    },
+    "text": {"merged": "", "single": ""},
 }  # fmt: skip
 WHAT = {
     "run": "запуск",
@@ -45,7 +57,7 @@ def policy_name(row: Row) -> str:
     details += [f"t = {row['t']}"] if isinstance(row["t"], int) else []
     details += [f"λ = {row['lam']:g}"] if row["lam"] not in (None, 0.5) else []
     details += [f"η = {row['eta']:g}"] if row["eta"] not in (None, 1) else []
-    arm = ARMS.get(row["arm"], row["arm"])
+    arm = ARMS.get(row["study"], {}).get(row["arm"], row["arm"])
     return f"{arm}{': ' * bool(arm)}{', '.join([name, *details])}".replace(".", ",")
 
 
@@ -132,7 +144,7 @@ def _fault(row: Row, sft: Row) -> str:
     """What a text that is gone has become; empty where it is not."""
     if value(row, "length") < LEFT * value(sft, "length"):
         return "слов более чем втрое меньше, чем у SFT-модели, или нет совсем"
-    if value(row, "repetition") > REPETITION_COLLAPSED:
+    if value(row, "repetition") > REPETITION_COLLAPSED >= value(sft, "repetition"):
         return "больше половины слов повторяется"
     few = value(row, "distinct_pairs") < LEFT * value(sft, "distinct_pairs")
     return "доля различных пар слов более чем втрое меньше" if few else ""

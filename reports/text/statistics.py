@@ -44,18 +44,23 @@ def comparisons(study: Study) -> list[Comparison]:
         where = f"comparison {each.name!r}"
         if each.ours == each.theirs and each.share == 1:
             mistakes.append(f"{where}: compares a thing with itself: {each.ours}")
+        alone = 0  # sides that are a single policy
         for side in (each.ours, each.theirs):
             if unknown := _unknown(where, side):
                 mistakes += unknown
                 continue
             found = [point for point in points if fits(point.model_dump(), side)]
-            arms = {point.arm for point in found if point.arm}
+            arms, alone = {point.arm for point in found if point.arm}, alone + (len(found) == 1)
             if each.measure == "judge" and not all(config_of(study, a, 0).judge for a in arms):
                 mistakes.append(f"{where}: measures what a judge says, and no `judge` is set")
             if not found or (each.at == "policy" and len(found) > 1):
                 mistakes.append(f"{where}: {side} fits {len(found)} of the evaluated policies")
             if found and each.at == "equal_kl" and not arms:
                 mistakes.append(f"{where}: {side} is θ_sft, which no KL above 0 has")
+        if each.at == "equal_kl" and alone == 2:
+            mistakes.append(
+                f"{where}: at equal KL one side at least is a curve; both fit one policy"
+            )
         if each.at == "equal_kl" and each.share != 1:
             mistakes.append(f"{where}: a share is of one policy, not of a curve at equal KL")
         if each.expected.startswith("not") and each.measure != "reward":

@@ -50,7 +50,12 @@ SEEN = {  # by study: policies whose mean reward and KL its section states, in w
     "sensitivity": (
         "Слияние двух запусков при η = 1",
         {
-            ARMS[arm].replace(".", ","): {"arm": arm, "what": "slerp", "iteration": 1, "eta": 1.0}
+            ARMS["sensitivity"][arm].replace(".", ","): {
+                "arm": arm,
+                "what": "slerp",
+                "iteration": 1,
+                "eta": 1.0,
+            }
             for arm in ("base", "mu_slow", "mu_fast", "beta_weak", "beta_strong")
         },
     ),

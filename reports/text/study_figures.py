@@ -1,5 +1,6 @@
 """The figures of a study, from its rows; and those of all studies that the report begins with."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
@@ -30,11 +31,11 @@ from reports.text.curves import (
     trainings,
 )
 from reports.text.figures import above, new_axes, root_scale
-from reports.text.policies import grouped, policy_name
+from reports.text.policies import WHAT, grouped, policy_name
 from reports.text.series import AT_KL, BY_STEPS, above_front, at_one_kl, between_two
 from reports.text.statistics import Row, fits, scaled, value
 from reports.text.studies import moved
-from reports.text.svg import BLACK, QUIET, WHITE, tells
+from reports.text.svg import BLACK, COLORS, QUIET, WHITE, tells
 from reports.text.words import decimal, number
 from warp_core.study import config_of
 from warp_core.world.studies import Study
@@ -56,8 +57,19 @@ def figures_of(study: Study, rows: Sequence[Row]) -> list[Shown]:
 
 
 def _any(study: Study, rows: Sequence[Row]) -> list[Shown]:
+    """Of a study of one's own: its curves, or all policies by arm and kind, each in a style of its own."""
     caption = f"{study.title}: награда и KL к SFT-модели. {THIN}"
-    return [Shown([plane(study, rows)], "plane", caption, data_of(rows, "kl", "reward"))]
+    kinds = dict.fromkeys((row["arm"], row["what"]) for row in rows if row["arm"])
+    every = [
+        {"label": f"{arm}: {WHAT.get(what, what.upper())}", "arm": arm, "what": what}
+        for arm, what in kinds
+    ]
+    styles = [
+        {"color": color, "marker": mark, "linestyle": "-", "markersize": 6}
+        for mark, color in itertools.product("osD^vP*X", COLORS)
+    ]
+    ax = plane(study, rows, curves=study.curves or every, styles=styles)
+    return [Shown([ax], "plane", caption, data_of(rows, "kl", "reward"))]
 
 
 def _seed_report(study: Study, rows: Sequence[Row]) -> list[Shown]:

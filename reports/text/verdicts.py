@@ -167,8 +167,10 @@ class Verdict:
 
     @property
     def trainings(self) -> str:
-        """«обучений: 5», or «готово обучений: 3 из 5»."""
-        return f"{'готово ' if self.is_partial else ''}обучений: {self.n}"
+        """«обучений: 5», or «готово обучений: 3 из 5», and in how many curves have no KL in common."""
+        apart = len(self.curves) - len(self.by_seed)
+        said = f"{'готово ' if self.is_partial else ''}обучений: {self.n}"
+        return f"{said}, без общей KL: {apart}" if apart else said
 
     @property
     def effect(self) -> str:

@@ -35,13 +35,14 @@ class Point(Parameters):
 
 
 class Points(Parameters):
-    """Policies of an arm: every combination of what is listed."""
+    """Policies of an arm: every combination of what is listed. Not given: its last iteration, of merges
+    all runs, of runs the first at its step T, and η = 1."""
 
     arm: Text = "?"
     what: Literal["run", "ema", "average", "slerp", "lerp", "warp"] = "warp"
     seeds: Annotated[Integer, Field(ge=0)] = 0
     """The first so many of the study's; 0: all."""
-    iteration: list[Count] = [1]  # noqa: RUF012 (pydantic copies it)
+    iteration: list[Count] = []  # noqa: RUF012 (pydantic copies it)
     m: list[Count] = []  # noqa: RUF012
     t: list[Count] = []  # noqa: RUF012
     lam: list[Number] = []  # noqa: RUF012
@@ -67,8 +68,8 @@ class Points(Parameters):
         )
 
     def points(self, iterations: int, runs: int, steps: int) -> Iterator[Point]:
-        """Each of them; m is 1 or all runs, t is T, where they are not given."""
-        merged, at = self.what in ("slerp", "lerp"), self.iteration
+        """Each of them."""
+        merged, at = self.what in ("slerp", "lerp"), self.iteration or [iterations]
         of, t_of_runs = self.m or [runs if merged else 1], self.t or [steps]
         t: Sequence[Any] = [None] if merged else t_of_runs
         if self.what == "average":

@@ -16,9 +16,16 @@ def summary(
     pairs: float = 0.9,
     angle: float | None = 0.0,
     training: tuple[float, ...] = (1.0, 0.5),
+    before: float = 0.05,
 ) -> dict[str, Any]:
-    """What summary.json holds of an experiment with two runs."""
-    sft = {"words": 15.0, "repetition": 0.05, "distinct": 1.0, "distinct_pairs": 0.9, "empty": 0.0}
+    """What summary.json holds of an experiment with two runs; `before` is θ_sft's repetition."""
+    sft = {
+        "words": 15.0,
+        "repetition": before,
+        "distinct": 1.0,
+        "distinct_pairs": 0.9,
+        "empty": 0.0,
+    }
     warp = {"repetition": repetition, "distinct": distinct, "distinct_pairs": pairs, "empty": empty}
     return {
         "sft_reward": estimate(0.0),
@@ -46,6 +53,7 @@ PARAMS = {  # those of params.yaml that the sentences look at
     "steps": 3,
     "warmup_steps": 0,
     "batch_size": 16,
+    "max_new_tokens": 24,
     "max_kl": 0.0,
     "shared_run_seed": True,
 }

@@ -77,6 +77,17 @@ def test_a_run_that_hardly_moved_is_told_what_to_change():
     assert "lr слишком мал" in said(still)
 
 
+def test_long_answers_go_further_and_repeat_more_and_have_not_fallen_apart():
+    """A bound of so many nats a token; repetition beside θ_sft's own."""
+    far, long = summary(kl=60.0), PARAMS | {"max_new_tokens": 256}
+    assert "ушла от SFT-модели очень далеко" in said(far)
+    assert "lr слишком велик" in said(far)
+    assert "очень далеко" not in said(far, params=long)
+    assert "lr слишком велик" not in said(far, params=long)
+    assert "Текст выродился" in said(summary(repetition=0.6))
+    assert "Текст выродился" not in said(summary(repetition=0.6, before=0.55))
+
+
 def stopped_at(step):
     """Rows of metrics.jsonl; max_kl ended run 2 of iteration 2 at this step."""
     rows = metrics(SAME | {(2, 2): SAME[2, 2][:step]})

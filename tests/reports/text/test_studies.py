@@ -633,6 +633,30 @@ def test_the_cost_of_merging_is_told_in_time_too(project):
     assert studies.cost_sentence([row for row in rows if row["arm"] != "merged"]) == []
 
 
+def test_curves_without_a_common_kl_are_not_called_uncomputed_trainings():
+    v = verdict(0.1, 0.2, 0.3, of=3)
+    low, high = (Curve([a, b], [0.0, 0.0], 0.0) for a, b in ((1.0, 2.0), (3.0, 4.0)))
+    apart = replace(v, by_seed={}, between={}, curves=dict.fromkeys((1, 2, 3), (low, high)))
+    assert apart.effect == "готово обучений: 0 из 3, без общей KL: 3"
+    assert replace(v, by_seed={}, between={}).effect == "готово обучений: 0 из 3"
+
+
+def test_a_study_of_ones_own_has_its_names_and_a_style_for_each_of_its_policies(project):
+    """Names of arms are this project's in its studies alone; without curves all policies are drawn."""
+    merge = next(study for study in project() if study.name == "merge")
+    rows = [{**row, "study": "mine"} for row in verdicts.load_rows(merge)]
+    runs = next(row for row in rows if row["what"] == "run" and row["arm"] == "five")
+    assert policies.policy_name(runs) == "five: запуск, t = 30"
+    assert policies.policy_name({**runs, "study": "merge"}) == "запуск, t = 30"
+    mine = merge.model_copy(update={"name": "mine", "curves": []})
+    ((ax,),) = (figure.panels for figure in study_figures.figures_of(mine, rows))
+    lines, labels = ax.get_legend_handles_labels()
+    kinds = {(row["arm"], row["what"]) for row in rows if row["arm"]}
+    assert len(labels) == len(kinds) + 1  # θ_sft
+    styles = {(line.get_color(), line.get_marker()) for line in lines}
+    assert len(styles) == len(labels)
+
+
 def test_a_study_says_where_its_policies_stand():
     """Over their trainings; without an arm that the sentence is not about, or has one training."""
 
