@@ -168,7 +168,7 @@ class Verdict:
     @property
     def trainings(self) -> str:
         """«обучений: 5», or «готово обучений: 3 из 5», and in how many curves have no KL in common."""
-        apart = len(self.curves) - len(self.by_seed)
+        apart = sum(seed not in self.by_seed for seed in self.curves)
         said = f"{'готово ' if self.is_partial else ''}обучений: {self.n}"
         return f"{said}, без общей KL: {apart}" if apart else said
 

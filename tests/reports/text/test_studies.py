@@ -236,6 +236,7 @@ def test_figures_show_each_curve_with_its_trainings(project):
 
 def test_a_drawn_policy_is_the_mean_of_its_trainings():
     about = {"arm": "merged", "what": "slerp", "iteration": 1, "m": 2, "t": None, "lam": None}
+    about |= {"study": "text"}
     rows = [
         about | {"seed": seed, "eta": 1.0, "kl": {"mean": kl}, "reward": {"mean": reward}}
         for seed, kl, reward in ((1, 4.0, 1.0), (2, 6.0, 1.5))
@@ -306,7 +307,7 @@ def test_differences_are_of_one_training_at_one_kl_and_not_beyond_the_front():
     def row(what, seed, kl, slope):
         measured = {key: {"mean": mean} for key, mean in (("kl", kl), ("reward", slope * kl**0.5))}
         keys = {"arm": what, "what": what, "iteration": 1, "m": 1, "t": 3, "lam": None}
-        return {"seed": seed, "eta": kl, **keys, **measured}
+        return {"study": "mine", "seed": seed, "eta": kl, **keys, **measured}
 
     slopes = {1: 1.0, 2: 3.0}
     front = [row("run", seed, kl, a) for seed, a in slopes.items() for kl in (1.0, 4.0)]
@@ -556,6 +557,7 @@ def test_a_forest_has_a_scale_of_rewards_where_a_step_of_it_fits():
 
 def test_empty_answers_are_not_diverse():
     row = {
+        "study": "seed_report",
         "what": "warp",
         "arm": "experiment_3",
         "seed": 1,
