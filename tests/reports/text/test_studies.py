@@ -176,9 +176,9 @@ def test_tables_are_the_rows(project):
         for name, of_policy in policies.by_policy(rows).items():
             rewards = [row["reward"]["mean"] for row in of_policy]
             assert table.loc[name, "Награда"] == policies.mean_text(rewards, 2)
-        assert f"{len(study.seeds)}; отложенных промптов: " in studies.question(study, rows)
-        few = any(policies.get("seeds") for policies in study.policies)
-        assert f"Обучений: {'3–' * few}{len(study.seeds)}; " in studies.question(study, rows)
+        few = any(each.get("seeds") for each in study.policies)
+        said = studies.question(study, rows)
+        assert f"Обучений: {'3–' * few}{len(study.seeds)}; отложенных промптов: " in said
     assert policies.mean_text([1.0, 2.0, 3.0], 2) == "2,00\u00a0±\u00a00,58"
     assert policies.mean_text([1.234], 2) == "1,23"
     assert policies.mean_text([0.0, 0.0], 2) == "0\u00a0±\u00a00"
