@@ -22,7 +22,7 @@ from warp_core.world.studies import Study
 BLUE, RED, GREEN, PURPLE, OCHRE, SKY, GREY = COLORS
 AXES = {
     "reward": "Награда, баллы",
-    "judge": "VADER, от −1 до 1",
+    "judge": "Оценка второго судьи",
     "kl": "KL(π‖sft), нат на ответ",
     "length": "Слов в ответе",
     "repetition": "Повторённых слов, %",

@@ -85,7 +85,7 @@ def by_policy(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def policies_table(rows: Sequence[Row]) -> pd.DataFrame:
     """A row a policy: mean over trainings ± the error between them, and how many they are."""
     measures = {"reward": 2, "kl": 2, "judge": 2, "length": 1, "repetition": 1, "distinct_pairs": 1}
-    names = ["Награда", "KL, нат", "VADER", "Слов", "Повторы, %", "Различных пар слов, %"]
+    names = ["Награда", "KL, нат", "Второй судья", "Слов", "Повторы, %", "Различных пар слов, %"]
     table = []
     for name, of_policy in by_policy(rows).items():
         cells = []
@@ -124,7 +124,7 @@ def collapse_sentence(rows: Sequence[Row]) -> list[str]:
     if not gone:
         return []
     how = [f"у {n} — {fault}" for fault, n in Counter(filter(None, faults)).items()]
-    names = {"reward": ("награда", " балла"), "judge": ("оценка VADER", "")}
+    names = {"reward": ("награда", " балла"), "judge": ("оценка второго судьи", "")}
     judges = {k: name for k, name in names.items() if all(k in row for row in [sft, *gone])}
     told = []
     for measure, (name, unit) in judges.items():

@@ -397,8 +397,8 @@ def _text(study: Study, rows: Sequence[Row]) -> list[Shown]:
     panels = [plane(study, rows, new_axes(280, 250), each, legend=False) for each in measures]
     above(panels[0], columns=1)
     caption = (
-        "Что меняется с ростом KL, кроме награды: оценка второго судьи (VADER), разнообразие и длина "
-        f"ответов. {THIN}"
+        "Что меняется с ростом KL, кроме награды: оценка второго судьи (VADER, от −1 до 1), разнообразие "
+        f"и длина ответов. {THIN}"
     )
     return [Shown(panels, "text", caption, data_of(rows, "kl", *measures, "repetition"))]
 
@@ -480,7 +480,9 @@ def agreement(studies: Mapping[str, Sequence[Row]]) -> Shown | None:
     points = [(value(row, "reward"), value(row, "judge")) for row in rows.values()]
     for row, (reward, judge) in zip(rows.values(), points, strict=True):
         (drawn,) = ax.plot(reward, judge, "o", color=BLUE, alpha=0.4, markersize=4)
-        said = f"{policy_name(row)}: награда {number(reward, 0.1)}, VADER {number(judge, 0.1)}"
+        said = (
+            f"{policy_name(row)}: награда {number(reward, 0.1)}, второй судья {number(judge, 0.1)}"
+        )
         if row["seed"] is None:  # of hundreds of dots θ_sft's alone is reached by keyboard
             tells(drawn, said)
     ax.set(xlabel=AXES["reward"], ylabel=AXES["judge"])

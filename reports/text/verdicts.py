@@ -45,7 +45,7 @@ HOLDS, LITTLE, REFUTED = "подтверждается", "подтверждае
 ALIKE, UNKNOWN, NONE = "неразличимо", "нельзя сказать", "ещё не вычислено"
 UNITS = {  # of a measure: unit, places
     "reward": ("балла", 2),
-    "judge": ("по шкале VADER", 2),
+    "judge": ("по шкале судьи", 2),
     "kl": ("ната", 2),
     "length": ("слова", 1),
     "repetition": ("п. п.", 1),
