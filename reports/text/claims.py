@@ -90,9 +90,13 @@ LONGEST = {
 def headline(found: Sequence[Verdict]) -> list[str]:
     """What a colleague would want to be told, in three sentences."""
     by_name = {v.comparison.name: v for v in found}
-    liti, ordinary, on = (
-        by_name[name]
-        for name in ("liti_above_trajectory", "liti_above_sft_trajectory", "long_run_goes_on")
+    on = by_name["long_run_goes_on"]
+    liti, ordinary = (
+        _said(by_name[name], by_word, along=True)
+        for name, by_word in (
+            ("liti_above_trajectory", ABOVE),
+            ("liti_above_sft_trajectory", ORDINARY),
+        )
     )
     worth, whole, lerp, anchor, fourth, longer, longest = (
         _said(by_name[name], by_word)
@@ -111,26 +115,28 @@ def headline(found: Sequence[Verdict]) -> list[str]:
         further = f"; при η = 1 награда одного больше ({_told(on)})"
     return [
         f"{worth}{further}; {whole}.",
-        f"{_said(liti, ABOVE)}{_along(liti)}; {_said(ordinary, ORDINARY)}{_along(ordinary)}; {lerp}; "
-        f"{anchor}.",
+        f"{liti}; {ordinary}; {lerp}; {anchor}.",
         "**В исходном отчёте слияние, судя по кривым, ничего не усредняло** (seed у запусков был один), а "
         "награда у всех моделей была одной с точностью до 10⁻⁵ и, видимо, не зависела от текста. "
         f"Здесь {fourth}; {longer}, {longest}.",
     ]
 
 
-def _said(v: Verdict, by_word: Mapping[str, str]) -> str:
+def _said(v: Verdict, by_word: Mapping[str, str], along: bool = False) -> str:
+    """`along`: with how it changes along the curves, which has where it is another in it."""
+    if along and (changes := _along(v)):
+        return f"{by_word[v.word]} ({_told(v).removesuffix(v.unlike)}){changes}"
     return f"{by_word[v.word]} ({_told(v)})"
 
 
 def _told(v: Verdict) -> str:
     """Its effect, over which KLs, on how many trainings it rests if not on `USUAL`, and where it is
-    another."""
+    another or cannot be told for the number of comparisons."""
     if not v.between:
         return v.effect
     kls = f", KL\u00a0{v.kls}\u00a0ната" if v.kls else ""
     many = "" if v.n == f"{USUAL}" else f", {v.trainings}"
-    return f"{v.effect}{kls}{many}{v.unlike}"
+    return f"{v.effect}{kls}{many}{v.corrected}{v.unlike}"
 
 
 def _along(v: Verdict) -> str:
@@ -145,8 +151,8 @@ def _along(v: Verdict) -> str:
 
 ADVICE = {  # by the comparison, what came of it -> what it means for who trains
     "liti_above_trajectory": {
-        HOLDS: "Если лишние шаги по средствам, лучше обучить дольше и вернуться интерполяцией, чем "
-        "остановиться раньше: сама интерполяция почти ничего не стоит, платить приходится за шаги",
+        HOLDS: "Если есть ресурсы на дополнительные шаги, лучше обучить дольше и вернуться интерполяцией, "
+        "чем остановиться раньше: сама интерполяция почти ничего не стоит, платить приходится за шаги",
         LITTLE: "Обучить дальше и вернуться интерполяцией лишь чуть лучше, чем остановиться раньше",
         ALIKE: "Остановиться раньше или обучить дальше и вернуться интерполяцией — одно и то же",
         REFUTED: "Остановиться раньше лучше, чем обучить дальше и вернуться интерполяцией",
@@ -155,8 +161,8 @@ ADVICE = {  # by the comparison, what came of it -> what it means for who trains
         HOLDS: "Запуски стоит сливать и на одной машине: фронт выше, чем у одного запуска с тем же числом "
         "шагов",
         LITTLE: "Слитые запуски лишь чуть лучше одного запуска с тем же числом шагов",
-        ALIKE: "До KL, которых слияние достигает, слитые запуски заменяют один запуск с тем же числом "
-        "шагов: на одной машине выигрыша нет, на нескольких обучение короче",
+        ALIKE: "До KL, которых слияние достигает, слитые запуски по награде заменяют один запуск с тем же "
+        "числом шагов: на одной машине выигрыша нет, на нескольких обучение короче",
         REFUTED: "Один запуск с тем же числом шагов лучше слитых; слияние — для тех, у кого машин "
         "несколько, а времени мало",
     },
@@ -200,8 +206,8 @@ ADVICE = {  # by the comparison, what came of it -> what it means for who trains
         "слов стало меньше"
     },
     "judge_of_long_run": {
-        HOLDS: "Второй судья обмана модели награды не показывает: с шага 60 до шага 120 растёт и его "
-        "оценка, хотя независим он не вполне",
+        HOLDS: "Второй судья растёт вместе с наградой (с шага 60 до шага 120), но обмана это не исключает: "
+        "независим он не вполне, и высокой его оценка бывает и у выродившегося текста",
         REFUTED: "Дальше шага 60 награде верить нельзя: оценка второго судьи падает",
     },
 }
@@ -272,7 +278,7 @@ def sorted_out(found: Sequence[Verdict]) -> list[str]:
         by_study: dict[str, list[str]] = {}
         for v in of_word:
             figure = v.comparison.source.removeprefix("статья, ")
-            effect = f"{v.effect}{v.unlike}; " if word != NONE else ""
+            effect = f"{v.effect}{v.corrected}{v.unlike}; " if word != NONE else ""
             said = f"{lowered(v.comparison.claim)} ({effect}{figure})"
             by_study.setdefault(f"[@study_{v.study.name}]", []).append(said)
         said = "; ".join(f"{', '.join(each)} — {study}" for study, each in by_study.items())
@@ -287,20 +293,29 @@ def glossary() -> pd.DataFrame:
         "обучение": "весь алгоритм от SFT-модели; обучения различаются значением seed (часть — ещё и "
         "коммитом и процессором), интервалы — ДИ по обучениям",
         "SFT-модель": "модель до обучения с подкреплением, начало всех запусков",
-        "KL": "расхождение Кульбака — Лейблера с SFT-моделью, нат на ответ: как далеко ушла политика",
+        "KL": "расхождение Кульбака — Лейблера с SFT-моделью, нат на ответ: как далеко ушла политика; в "
+        "KL(π‖sft) ответы пишет политика π, в KL(sft‖π) — SFT-модель",
+        "при равной KL": "сравниваются кривые награды по KL, а не отдельные политики",
         "балл": "единица шкалы от −4 до 4, по которой люди оценивали предложения из отзывов; в тех же "
         "баллах награда",
         "EMA": "экспоненциальное скользящее среднее весов политики",
         "якорь": "политика, за уход от которой берётся KL-штраф: EMA запуска, как в статье, или SFT-модель",
         "SLERP, LERP": "сферическое и обычное среднее векторов задач — того, что запуски изменили в весах",
-        "LITI, η": "интерполяция к начальным весам; η — пройденная доля пути, при η > 1 — экстраполяция",
+        "LITI, η": "интерполяция к начальным весам; η — пройденная доля пути, при η > 1 — экстраполяция; "
+        "между итерациями η одно на всё обучение, на фронте пробегает ряд значений",
         "фронт": "награда и KL политик при всех η; траектория — политик по шагам запуска",
         "T, M, I": "число шагов в запуске, запусков в слиянии, итераций",
         "λ": "вес второго запуска в слиянии двух",
         "β, μ, lr": "коэффициент при KL-штрафе; скорость EMA; скорость обучения (шаг Adam)",
+        "бейзлайн, прогрев": "средняя награда остальных ответов батча, которая вычитается из награды "
+        "(leave-one-out); линейный рост lr на первых шагах",
+        "эксперимент, исследование": "настройка исходного отчёта, обученная для этой страницы один раз; "
+        "вопрос, на который отвечают несколько обучений, вычисленных раньше",
         "seed": "начальное значение генератора случайных чисел",
         "ДИ, p, п. п.": "доверительный интервал; вероятность получить такую же или большую разность, если "
         "на деле её нет; процентный пункт",
+        "неразличимо, нельзя сказать": "p не меньше 0,05, и ДИ разности наград весь в пределах ±0,1 балла "
+        "или выходит за них; у других величин такого допуска нет",
         "основное сравнение, •": "одно из выбранных заранее, на которых держатся выводы; для него нужно "
         "пять обучений",
     }

@@ -71,24 +71,48 @@ def experiments_table(
             power_text(of["lr"]),
             str(of["warmup_steps"] or "нет"),
             "один" if of["shared_run_seed"] else "свои",
-            *(
-                estimate_text(one[key])
-                for key in ("reward_difference", "kl_sft_warp", "kl_warp_sft")
-            ),
             _gain_over_trainings(rows, name),
+            *(estimate_text(one[key]) for key in ("reward_difference", "kl_warp_sft")),
             _angle_text(one),
             percent(one["text"]["warp"]["distinct_pairs"]),
         ]
         table.append(cells)
-    columns = ["№", "lr", "Прогрев", "Seed", "Прирост награды", "KL(sft‖warp)", "KL(warp‖sft)"]
-    columns += ["Прирост по обучениям (их число)", "Угол", "Различных пар слов, %"]
+    columns = ["№", "lr", "Прогрев", "Seed", "Прирост по обучениям (их число)"]
+    columns += ["Прирост, одно обучение", "KL(warp‖sft)", "Угол", "Различных пар слов, %"]
     return pd.DataFrame(table, columns=columns)
 
 
 def _gain_over_trainings(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     """«0,97 ± 0,02 (5)»: mean, its error between trainings, and how many they are; a dash for one."""
-    gains = [value(row, "reward") - row["sft_reward"] for row in rows if row["arm"] == name]
+    gains = _gains(rows, name)
     return f"{mean_text(gains, 2)} ({len(gains)})" if len(gains) > 1 else "—"
+
+
+def _gains(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [value(row, "reward") - row["sft_reward"] for row in rows if row["arm"] == name]
+
+
+def place_sentence(summaries: Summaries, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where the gains of the trainings at hand lie among the study's, of experiments that move; nothing
+    without any."""
+    said = []
+    for name, one in summaries.items():
+        gains, here = _gains(rows, name), one["reward_difference"]["mean"]
+        if len(gains) > 1 and has_moved(one):
+            ends = min(gains), max(gains)
+            where = (
+                "ниже всех" if here < ends[0] else "выше всех" if here > ends[1] else "среди них"
+            )
+            numbers = [number(each, 0.1) for each in (here, *ends)]
+            said.append(
+                f"{label(name)} — {where} ({numbers[0]}; у них от {numbers[1]} до {numbers[2]})"
+            )
+    if not said:
+        return []
+    return [
+        f"Где прирост одного обучения среди нескольких: эксперимент {'; '.join(said)}. Seed у этих "
+        "обучений один, так что и место их — один случай, а не несколько."
+    ]
 
 
 def seed_comparison(summaries: Summaries) -> pd.DataFrame:
@@ -102,7 +126,7 @@ def seed_comparison(summaries: Summaries) -> pd.DataFrame:
         for key, theirs in zip(SEED_COLUMNS[2:], kls, strict=True):
             cells += [number(theirs, 1e-4), estimate_text(one[key])]
         rows.append((label(name), *cells))
-    names = ("Награда WARP − SFT", "KL(sft‖warp), нат", "KL(warp‖sft), нат")
+    names = ("Награда WARP − SFT, баллы", "KL(sft‖warp), нат", "KL(warp‖sft), нат")
     columns = [f"{name}: {whose}" for name in names for whose in ("исходный отчёт", "у нас")]
     return pd.DataFrame(rows, columns=["Эксперимент", *columns])
 
@@ -114,7 +138,9 @@ def questions(
     the seed report."""
     by_name = {v.comparison.name: v for v in found}
     control = summaries.get("experiment_1_control")
-    angle = f", а угол между векторами задач — {_angle_text(control)}" if control else ""
+    angle = ""
+    if control:
+        angle = f", а угол между векторами задач — {_angle_text(control)} (одно обучение)"
     third, fourth = (summaries.get(f"experiment_{k}") for k in (3, 4))
     lines = [
         "**Почему кривые двух запусков совпадают?** Исходный отчёт: T слишком мало. Наш ответ: у запусков "
@@ -126,15 +152,23 @@ def questions(
     if third and fourth:
         here = f"в одном обучении прирост {estimate_text(fourth['reward_difference'])} балла; "
         poor = ", где текст выродился," if has_collapsed(third) else ""
-        once = [estimate_text(one["reward_difference"]) for one in (fourth, third)]
-        over = [_gain_over_trainings(rows, f"experiment_{k}") for k in (4, 3)]
-        often = f"{over[0]} и {over[1]} по обучениям (в скобках их число), " * ("—" not in over)
+        told = [
+            f"{estimate_text(one['reward_difference'])} балла в одном обучении (± ошибка оценки)"
+            for one in (fourth, third)
+        ]
+        of_third, of_fourth = (_gains(rows, f"experiment_{k}") for k in (3, 4))
+        if min(len(of_third), len(of_fourth)) > 1:
+            ends = [number(f(of_third), 0.1) for f in (min, max)]
+            told = [
+                f"{mean_text(of_fourth, 2)} балла (обучений: {len(of_fourth)})",
+                f"от {ends[0]} до {ends[1]}, в среднем {mean_text(of_third, 2)} балла (обучений: "
+                f"{len(of_third)})",
+            ]
         lines.append(
             "**Почему награда не меняется, даже при KL в десятки нат?** Исходный отчёт: слишком велик lr. "
             "Наш ответ: его награда, судя по тому, что у всех моделей она одна с точностью до 10⁻⁵, не "
-            "зависела от текста. С наградой, которая от него зависит, прирост в четвёртом эксперименте и в "
-            f"третьем{poor} — {often}{once[0]} и {once[1]} балла в одном обучении (± ошибка оценки; "
-            "[@experiments:table])."
+            "зависела от текста. С наградой, которая от него зависит, прирост в четвёртом эксперименте — "
+            f"{told[0]}, в третьем{poor} — {told[1]} ([@experiments:table])."
         )
     second, far = summaries.get("experiment_2"), ""
     if second and fourth and fourth["kl_warp_sft"]["mean"] > 100 * second["kl_warp_sft"]["mean"]:
@@ -164,7 +198,7 @@ def _answer(v: Verdict, before: str = "") -> str:
     """What the trainings say; `before` stands before it where they say nothing yet."""
     if not v.between:
         return f"{before}по нескольким обучениям ещё не вычислено ({v.effect})"
-    said = f"{v.word}, {v.effect}, {v.trainings}"
+    said = f"{v.word}, {v.effect}{v.corrected}, {v.trainings}"
     return f"«{lowered(v.comparison.claim)}» — {said}"
 
 

@@ -224,7 +224,7 @@ def calibration(scores: np.ndarray, ratings: np.ndarray, ax: Axes, bins: int = 1
     ends = [min(scores.min(), -3), max(scores.max(), 3)]
     ax.plot(ends, ends, ":", color=QUIET, label="награда равна оценке людей")
     ax.set(xlabel="Предсказанная награда, баллы", ylabel="Оценка людей, баллы")
-    ax.legend(loc="upper left")
+    ax.legend(loc="lower right")
     return ax
 
 

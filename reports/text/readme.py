@@ -10,10 +10,9 @@ from warp_core.config import ConfigError
 
 EXPERIMENTS = {  # columns of `experiments_table`
     "№": "experiment",
-    "Прирост награды": "gain in reward",
-    "KL(sft‖warp)": "KL(sft‖warp)",
-    "KL(warp‖sft)": "KL(warp‖sft)",
-    "Прирост по обучениям (их число)": "gain over trainings (how many)",
+    "Прирост по обучениям (их число)": "gain in reward over trainings (how many)",
+    "Прирост, одно обучение": "gain, one training",
+    "KL(warp‖sft)": "KL(warp‖sft), one training",
 }
 CLAIMS = {  # comparisons that the report begins with: what is claimed, and by whom
     "four_iterations_against_one": (

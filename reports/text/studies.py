@@ -164,8 +164,9 @@ def anchor_sentence(rows: Sequence[Row]) -> list[str]:
     unlike = ""
     if steps["ema"] != steps["sft"]:
         unlike = (
-            f" При KL {NEAR} нат поэтому сравнивается разное число шагов: лучшая политика с не большей KL "
-            f"у первого — после {steps['ema']}, у второго — после {steps['sft']} (по обучениям)."
+            f" При KL {NEAR} нат поэтому сравнивается разное число шагов: лучшая политика с KL не "
+            f"больше {NEAR} нат у первого — после {steps['ema']}, у второго — после "
+            f"{steps['sft']} (по обучениям)."
         )
     reach = f"до KL {far['ema']} нат, с якорем SFT — до {far['sft']}"
     return [f"С якорем EMA запуск уходит {reach}.{unlike}"]

@@ -58,15 +58,15 @@ MAIN = {  # comparisons that the report begins with, in a few words
     "four_iterations_against_one": "WARP (I = 4) выше LITI одного, шагов поровну",
     "four_against_one": "4 слитых выше LITI одного, шагов поровну",
     "two_against_one": "2 слитых выше LITI одного, шагов поровну",
-    "front_above_runs": "4 слитых выше LITI одного, шагов ×4",
-    "second_iteration": "2-я итерация выше 1-й, шагов ×2",
+    "front_above_runs": "4 слитых (шагов ×4) выше LITI одного из них",
+    "second_iteration": "2-я итерация (шагов ×2) выше 1-й",
     "liti_above_trajectory": "LITI выше траектории того же запуска",
     "slerp_above_lerp": "SLERP выше LERP при λ = 0,5 *",
     "slerp_above_lerp_at_equal_kl": "SLERP выше LERP",
     "ema_above_sft": "Якорь EMA выше SFT",
 }
 MARKS = {HOLDS: "✓", LITTLE: "✓", REFUTED: "✗", ALIKE: "≈", UNKNOWN: "?", NONE: "…"}
-AT = 3, 6, 9, 12  # nats, at which curves are compared one by one
+AT = 3, 6, 9, 12, 18  # nats, at which curves are compared one by one
 
 
 @dataclass(frozen=True)
@@ -144,16 +144,32 @@ class Verdict:
     @property
     def unlike(self) -> str:
         """«, но при KL 9 нат −0,17 [−0,28; −0,07]»: where two that are alike on average are not, beyond
-        the margin; empty where they are, and of another verdict."""
-        if self.word != ALIKE:
-            return ""
+        the margin, or nothing is left of a difference; else empty, and of another verdict."""
         told = [
             f"при KL\u00a0{kl} {nats(kl)} {there.effect_alone}"
             for kl, there in self.along.items()
-            if abs(there.between["mean"]) > SMALL
-            and there.between["low"] * there.between["high"] > 0
+            if self._is_unlike(there.between)
         ]
         return f", но {', '.join(told)}" if told else ""
+
+    def _is_unlike(self, there: Mapping[str, float]) -> bool:
+        if self.word in (HOLDS, LITTLE):
+            return there["mean"] * self.between["mean"] <= 0
+        apart = abs(there["mean"]) > SMALL and there["low"] * there["high"] > 0
+        return self.word == ALIKE and apart
+
+    @property
+    def corrected(self) -> str:
+        """«, p с поправкой 0,056», of an interval without zero that cannot be told from it all the same."""
+        if self.word != UNKNOWN or math.isnan(self.p):
+            return ""
+        is_apart = self.between["low"] * self.between["high"] > 0
+        return f", p с поправкой{NBSP}{self.p_text}" if is_apart else ""
+
+    @property
+    def word_where(self) -> str:
+        """The word, and where it is another: what a table has of it."""
+        return f"{self.word}{self.unlike}"
 
     @property
     def n(self) -> str:
@@ -297,7 +313,7 @@ def claims_table(found: Sequence[Verdict]) -> pd.DataFrame:
 def _claim(v: Verdict) -> tuple[str, ...]:
     mark = "\u00a0•" if v.comparison.primary else ""
     said = v.comparison.claim + mark, v.comparison.source, v.comparison.hypothesis
-    return *said, v.effect if v.between else "—", v.kls or "—", v.n, v.p_text, v.word
+    return *said, v.effect if v.between else "—", v.kls or "—", v.n, v.p_text, v.word_where
 
 
 def profile_table(found: Sequence[Verdict]) -> pd.DataFrame:

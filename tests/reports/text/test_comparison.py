@@ -106,7 +106,7 @@ def test_a_row_of_the_table_says_what_differs_and_what_came():
 
 def test_ours_stand_beside_the_seeds_figures():
     row = dict(comparison.seed_comparison({"experiment_3": summary(kl=90.0)}).iloc[0])
-    assert row["Награда WARP − SFT: исходный отчёт"] == "−7·10⁻⁷"
+    assert row["Награда WARP − SFT, баллы: исходный отчёт"] == "−7·10⁻⁷"
     assert row["KL(sft‖warp), нат: исходный отчёт"] == "89,02149"
     assert row["KL(warp‖sft), нат: у нас"] == "90,00\u00a0±\u00a00,10"
 
