@@ -77,7 +77,7 @@ def _row(v: Verdict, reach: float, short: bool) -> str:
         cells.append(f'<td class="n" data-of="обучений">{v.n}</td>')
         cells.append(f'<td class="n" data-of="p">{html.escape(v.p_text)}</td>')
     said = v.word if short else html.escape(v.word_where)
-    cells.append(f'<td class="verdict">{MARKS[v.word]} {said}</td>')
+    cells.append(f'<td class="verdict">{MARKS[v.word]}{NBSP}{said}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 
 

@@ -1,7 +1,7 @@
 """The page in a real browser: at four widths, in light and dark, printed, by keyboard, by axe.
 
-The stand-in's page, and the report in runs/ if there is one, whose screenshots stay in runs/screens for a
-person to look at.
+The stand-in's page, the published one, and the report in runs/ if there is one, whose screenshots stay in
+runs/screens for a person to look at.
 """
 
 import os
@@ -14,6 +14,7 @@ from reports.build.__main__ import ROOT
 
 WIDTHS = (1400, 1100, 800, 390)
 REPORT = ROOT / "runs/warp_report.html"
+PUBLISHED = ROOT / "reports/warp_report.html"
 AXE = Path(os.environ.get("AXE_CORE", ROOT / "node_modules/axe-core/axe.min.js"))
 CUT = """() => [...document.querySelectorAll('main *, header *')].filter(e => {
     const box = e.getBoundingClientRect();
@@ -33,10 +34,12 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture(params=["stand-in", "report"])
+@pytest.fixture(params=["stand-in", "published", "report"])
 def address(request: pytest.FixtureRequest, built: Path) -> str:
     if request.param == "stand-in":
         return (built / "runs/warp_report.html").as_uri()
+    if request.param == "published":
+        return PUBLISHED.as_uri()
     if not REPORT.is_file():
         pytest.skip("`make report` has not been run here")
     return REPORT.as_uri()
@@ -108,6 +111,8 @@ def test_a_figure_is_enlarged_and_a_mark_tells_its_value_without_a_script(
 
 
 def test_the_first_screen_has_both_figures(chromium) -> None:
+    if request.param == "published":
+        return PUBLISHED.as_uri()
     if not REPORT.is_file():
         pytest.skip("`make report` has not been run here")
     page = opened(chromium, REPORT.as_uri(), 1400)
