@@ -124,19 +124,18 @@ def headline(found: Sequence[Verdict]) -> list[str]:
 
 def _said(v: Verdict, by_word: Mapping[str, str], along: bool = False) -> str:
     """`along`: with how it changes along the curves, which has where it is another in it."""
-    if along and (changes := _along(v)):
-        return f"{by_word[v.word]} ({_told(v).removesuffix(v.unlike)}){changes}"
-    return f"{by_word[v.word]} ({_told(v)})"
+    changes = _along(v) if along else ""
+    return f"{by_word[v.word]} ({_told(v, unlike=not changes)}){changes}"
 
 
-def _told(v: Verdict) -> str:
-    """Its effect, over which KLs, on how many trainings it rests if not on `USUAL`, and where it is
-    another or cannot be told for the number of comparisons."""
+def _told(v: Verdict, unlike: bool = True) -> str:
+    """Its effect, over which KLs, on how many trainings it rests if not on `USUAL`, the corrected p where
+    that alone keeps it from being told, and, if `unlike`, where it is another."""
     if not v.between:
         return v.effect
     kls = f", KL\u00a0{v.kls}\u00a0ната" if v.kls else ""
     many = "" if v.n == f"{USUAL}" else f", {v.trainings}"
-    return f"{v.effect}{kls}{many}{v.corrected}{v.unlike}"
+    return f"{v.effect}{kls}{many}{v.corrected}{v.unlike if unlike else ''}"
 
 
 def _along(v: Verdict) -> str:

@@ -90,17 +90,21 @@ class Verdict:
         """In a word."""
         if not self.between:
             return NONE
-        claimed = 1 if self.comparison.expected in ("more", "not_less") else -1
-        worst, best = sorted(claimed * self.between[end] for end in ("low", "high"))
+        worst, best = sorted(self._claimed * self.between[end] for end in ("low", "high"))
         if self.comparison.expected.startswith("not"):
             if worst > -SMALL:
                 return HOLDS
             return REFUTED if best < -SMALL else UNKNOWN
         if self.p >= ALPHA:
             return ALIKE if self.is_small else UNKNOWN
-        if claimed * self.between["mean"] < 0:
+        if self._claimed * self.between["mean"] < 0:
             return REFUTED
         return LITTLE if self.is_small else HOLDS
+
+    @property
+    def _claimed(self) -> int:
+        """The sign of a difference that speaks for the claim."""
+        return 1 if self.comparison.expected in ("more", "not_less") else -1
 
     @property
     def is_small(self) -> bool:
@@ -154,7 +158,8 @@ class Verdict:
 
     def _is_unlike(self, there: Mapping[str, float]) -> bool:
         if self.word in (HOLDS, LITTLE):
-            return there["mean"] * self.between["mean"] <= 0
+            least = -SMALL if self.comparison.expected.startswith("not") else 0.0
+            return self._claimed * there["mean"] <= least
         apart = abs(there["mean"]) > SMALL and there["low"] * there["high"] > 0
         return self.word == ALIKE and apart
 

@@ -751,6 +751,16 @@ def test_where_nothing_is_left_of_a_difference_it_is_said():
     assert (above.word, list(above.along)) == (verdicts.HOLDS, [3, 6, 9, 12])
     assert above.unlike.startswith(", но при KL\xa09 нат −0,07 [")
     assert above.word_where == f"{verdicts.HOLDS}{above.unlike}"
+    first_screen = claims._said(above, claims.ABOVE, along=True)  # says it as the end of the change
+    assert first_screen.endswith(": 0,43 при KL 3 ната, −0,28 при 12")
+    assert above.unlike not in first_screen
+    assert above.unlike in claims._said(above, claims.ABOVE)
+    not_less = above.comparison.model_copy(update={"expected": "not_less"})
+    within = replace(above, comparison=not_less, p=math.nan)  # -0.07 is within the margin
+    assert (within.word, within.unlike) == (
+        verdicts.HOLDS,
+        ", но при KL\xa012 нат −0,28 [−0,31; −0,26]",
+    )
 
 
 def test_an_interval_without_zero_that_cannot_be_told_has_its_corrected_p():
